@@ -1,0 +1,45 @@
+//! `lab-backup`: the engineers' verbs, and the arrow from `lab.toml` to a running stack.
+//!
+//! ```text
+//! lab.toml -> config -> model -> render -> desired -+
+//!                                                   +-> plan -> apply
+//!                       this host -> observe -> state+
+//! ```
+
+mod applied;
+mod apply;
+mod bconsole;
+mod cli;
+mod config;
+mod desired;
+mod diff;
+mod exit;
+mod follow;
+mod host;
+mod model;
+mod observe;
+mod plan;
+mod problem;
+mod process;
+mod render;
+mod schedule;
+mod show;
+mod verb;
+
+use std::process::ExitCode;
+
+use exit::Exit;
+use problem::Problems;
+
+fn main() -> ExitCode {
+    let result = cli::run();
+    let exit = result.unwrap_or_else(|error| {
+        eprintln!("lab-backup: {error:#}");
+        if error.is::<Problems>() || error.is::<cli::Usage>() {
+            Exit::Usage
+        } else {
+            Exit::Failed
+        }
+    });
+    exit.into()
+}

@@ -1,0 +1,341 @@
+//! The Director's configuration: what is backed up when, into which pools, and who may ask.
+
+use std::path::Path;
+
+use super::bacula::{Block, Value, days, file, word};
+use super::{DIRECTOR_DIR, root_file};
+use crate::desired::File;
+use crate::model::{Model, Tier, Vm};
+use crate::schedule::Cycle;
+
+/// Retention of what is kept for ever; Bacula has no word for it.
+const FOREVER_DAYS: u32 = 36_500;
+/// How much later than due the next Full may be. Half of what the retention allows for.
+const LATE_DAYS: u32 = 5;
+
+const MESSAGES: &str = "lab-backup";
+const STORAGE: &str = "lab-backup-sd";
+const CATALOG: &str = "lab-backup";
+
+/// `bacula-dir.conf` and one file per VM.
+pub(super) fn files(model: &Model) -> Vec<File> {
+    let dir = Path::new(DIRECTOR_DIR);
+    let mut blocks = vec![
+        director(),
+        catalog(),
+        messages("lab-backup-daemon", false),
+        messages(MESSAGES, true),
+        storage(model),
+    ];
+    for (number, tier) in &model.tiers {
+        blocks.extend(tier_blocks(*number, tier, model));
+    }
+    blocks.extend(restore_blocks(model));
+    blocks.extend(consoles(model));
+    let mut main = file(&blocks);
+    let mut files = Vec::new();
+    if !model.vms.is_empty() {
+        main.push('\n');
+    }
+    for (key, vm) in &model.vms {
+        // The path as the Director sees it inside its container.
+        main.push_str(&format!("@/etc/lab-backup/vms/{key}.conf\n"));
+        let text = file(&vm_blocks(key, vm, model));
+        files.push(root_file(dir.join("vms").join(format!("{key}.conf")), text));
+    }
+    files.push(root_file(dir.join("bacula-dir.conf"), main));
+    files
+}
+
+fn secret(name: &str) -> Value {
+    Value::Secret(format!("/run/secrets/{name}"))
+}
+
+fn director() -> Block {
+    Block::new("Director")
+        .set("Name", "lab-backup-dir")
+        .set("Dir Port", 9101)
+        .set("Query File", "/usr/share/lab-backup/query.sql")
+        .set("Working Directory", "/var/lib/bacula")
+        .set("Pid Directory", "/var/lib/bacula")
+        .set("Maximum Concurrent Jobs", 50)
+        .set("Heartbeat Interval", 60)
+        .set("Messages", "lab-backup-daemon")
+        .set("Password", secret("director"))
+        .tls()
+}
+
+fn catalog() -> Block {
+    Block::new("Catalog")
+        .set("Name", CATALOG)
+        .set("DB Name", "bacula")
+        .set("DB User", "bacula")
+        .set("DB Password", secret("catalog"))
+        .set("DB Address", "lab-backup-catalog")
+        .set("DB Port", 5432)
+}
+
+fn messages(name: &str, job: bool) -> Block {
+    // What goes to stdout ends in the host's journal, under the name of the unit.
+    let block = Block::new("Messages")
+        .set("Name", name)
+        .set("Console", word("all, !skipped, !saved"))
+        .set("Stdout", word("all, !skipped, !saved"));
+    if job {
+        return block.set("Catalog", word("all, !skipped, !saved"));
+    }
+    block
+}
+
+fn storage(model: &Model) -> Block {
+    Block::new("Storage")
+        .set("Name", STORAGE)
+        // The Director hands this to the File Daemons, so it must be right on both sides.
+        .set("Address", model.address.as_str())
+        .set("SD Port", 9103)
+        .set("Device", STORAGE)
+        .set("Autochanger", STORAGE)
+        .set("Media Type", "lab-backup-file")
+        .set("Maximum Concurrent Jobs", model.storage.devices)
+        .set("Heartbeat Interval", 60)
+        .set("Password", secret("storage"))
+        .tls()
+}
+
+fn tier_blocks(number: u8, tier: &Tier, model: &Model) -> Vec<Block> {
+    let name = format!("tier{number}");
+    let runs = runs(tier);
+    let kept = tier.retention();
+    let pool = |level: &str, days: Option<u32>| pool(&format!("{name}-{level}"), days, model);
+    let mut blocks = vec![
+        pool("full", kept.map(|k| k.full)),
+        pool("diff", kept.map(|k| k.differential)),
+        pool("inc", kept.map(|k| k.incremental)),
+    ];
+    let mut defs = Block::new("JobDefs")
+        .set("Name", name.as_str())
+        .set("Description", tier.role.as_str())
+        .set("Type", word("Backup"))
+        .set("Level", word("Incremental"))
+        .set("Storage", STORAGE)
+        .set("Messages", MESSAGES)
+        .set("Pool", format!("{name}-full"))
+        .set("Full Backup Pool", format!("{name}-full"))
+        .set("Differential Backup Pool", format!("{name}-diff"))
+        .set("Incremental Backup Pool", format!("{name}-inc"))
+        // The plugin learns from it where a delta may sit.
+        .set("Accurate", true)
+        // Two jobs of one VM at a time would fall out of each other's chain.
+        .set("Maximum Concurrent Jobs", 1)
+        .set("Allow Duplicate Jobs", false)
+        .set("Cancel Queued Duplicates", true)
+        // A disk that has moved on cannot be resumed half way.
+        .set("Allow Incomplete Jobs", false)
+        .set("Reschedule Incomplete Jobs", false)
+        .set("Rerun Failed Levels", true)
+        .set("Spool Attributes", true);
+    if let (Some(full), Some(_)) = (tier.full, kept) {
+        // Past this age the volume of the Full could expire under its increments.
+        defs = defs.set("Max Full Interval", days(full.gap_days() + LATE_DAYS));
+    }
+    if !runs.is_empty() {
+        let schedule = Block::new("Schedule").set("Name", name.as_str());
+        blocks.push(
+            runs.into_iter()
+                .fold(schedule, |s, run| s.set("Run", word(&run))),
+        );
+        defs = defs.set("Schedule", name.as_str());
+    }
+    blocks.push(defs);
+    blocks
+}
+
+/// The lines of a tier's schedule, most thorough level first.
+fn runs(tier: &Tier) -> Vec<String> {
+    let mut greater: Vec<Cycle> = Vec::new();
+    let mut lines = Vec::new();
+    for (level, cycle) in [
+        ("Full", tier.full),
+        ("Differential", tier.differential),
+        ("Incremental", tier.incremental),
+    ] {
+        let Some(cycle) = cycle else { continue };
+        let times = cycle.runs(&greater);
+        lines.extend(
+            times
+                .into_iter()
+                .map(|time| format!("Level={level} {time}")),
+        );
+        greater.push(cycle);
+    }
+    lines
+}
+
+fn pool(name: &str, kept: Option<u32>, model: &Model) -> Block {
+    Block::new("Pool")
+        .set("Name", name)
+        .set("Pool Type", word("Backup"))
+        .set("Storage", STORAGE)
+        .set("Label Format", format!("{name}-"))
+        // The age of a volume is the age of its only job; the retention counts on that.
+        .set("Maximum Volume Jobs", 1)
+        .set(
+            "Maximum Volume Bytes",
+            word(&model.storage.volume_bytes.to_string()),
+        )
+        .set("Volume Retention", days(kept.unwrap_or(FOREVER_DAYS)))
+        .set("Auto Prune", kept.is_some())
+        .set("Recycle", kept.is_some())
+        .set("Recycle Oldest Volume", false)
+        .set("Purge Oldest Volume", false)
+        .set("Action On Purge", word("Truncate"))
+}
+
+fn vm_blocks(key: &str, vm: &Vm, model: &Model) -> Vec<Block> {
+    let tier = model.tiers.get(&vm.tier);
+    let lzo = tier.is_some_and(|t| t.lzo);
+    let kept = tier
+        .and_then(Tier::retention)
+        .map_or(FOREVER_DAYS, |k| k.full);
+    // SHA256 is in every build of Bacula and costs no measurable time beside the disks.
+    let mut options = Block::new("Options").set("Signature", word("SHA256"));
+    if lzo {
+        options = options.set("Compression", word("LZO"));
+    }
+    let include = Block::new("Include")
+        .with(options)
+        // Constant for ever: a changed FileSet would force a Full.
+        .set("Plugin", format!("lab-backup: vm={key}"));
+    let file_set = Block::new("FileSet").set("Name", key).with(include);
+    let job = Block::new("Job")
+        .set("Name", key)
+        .set("Job Defs", format!("tier{}", vm.tier))
+        .set("Client", key)
+        .set("File Set", key);
+    vec![client(key, kept, model), file_set, job]
+}
+
+fn client(name: &str, kept: u32, model: &Model) -> Block {
+    Block::new("Client")
+        .set("Name", name)
+        .set("Address", model.hypervisor.address.as_str())
+        .set("FD Port", 9102)
+        .set("Catalog", CATALOG)
+        .set("Maximum Concurrent Jobs", 4)
+        .set("Heartbeat Interval", 60)
+        // Records must outlive the volumes; pruning goes by volume.
+        .set("File Retention", days(kept))
+        .set("Job Retention", days(kept))
+        .set("Auto Prune", false)
+        .set("Password", secret("fd"))
+        .tls()
+}
+
+/// Restores name their own client, jobs and place; what they may overwrite is in the job's name.
+fn restore_blocks(model: &Model) -> Vec<Block> {
+    let host = format!("lab-backup-fd-{}", model.hypervisor.name);
+    let include = Block::new("Include")
+        .with(Block::new("Options").set("Signature", word("SHA256")))
+        .set("File", "/etc/lab-backup/vms.toml");
+    let job = |name: &str| {
+        Block::new("Job")
+            .set("Name", name)
+            .set("Type", word("Restore"))
+            .set("Client", host.as_str())
+            .set("File Set", "lab-backup-restore")
+            .set("Storage", STORAGE)
+            .set("Pool", "tier0-full")
+            .set("Messages", MESSAGES)
+            .set("Where", "/")
+            .set("Replace", word("Always"))
+            .set("Maximum Concurrent Jobs", 10)
+    };
+    vec![
+        // The hypervisor's own File Daemon, for questions that concern no VM.
+        client(&host, FOREVER_DAYS, model),
+        Block::new("FileSet")
+            .set("Name", "lab-backup-restore")
+            .with(include),
+        job("lab-backup-restore"),
+        job("lab-backup-restore-replace"),
+    ]
+}
+
+const LOOK: &[&str] = &[
+    "help",
+    "list",
+    "llist",
+    "messages",
+    "quit",
+    "status",
+    "use",
+    "version",
+    "wait",
+    "gui",
+    ".api",
+    ".bvfs_get_jobids",
+    ".bvfs_lsdirs",
+    ".bvfs_lsfiles",
+    ".bvfs_update",
+    ".bvfs_versions",
+    ".clients",
+    ".help",
+    ".jlist",
+    ".jobs",
+    ".levels",
+    ".pools",
+    ".status",
+    ".storage",
+    ".types",
+];
+const ACT: &[&str] = &[
+    "run",
+    "cancel",
+    "restore",
+    "estimate",
+    ".bvfs_cleanup",
+    ".bvfs_get_delta",
+    ".bvfs_restore",
+    ".defaults",
+    ".filesets",
+    ".catalogs",
+];
+const OPERATE: &[&str] = &["enable", "disable", "mount", "unmount"];
+
+fn consoles(model: &Model) -> Vec<Block> {
+    let keys: Vec<String> = model.vms.keys().cloned().collect();
+    let all = || vec!["*all*".to_owned()];
+    let words = |lists: &[&[&str]]| {
+        let words = lists.iter().flat_map(|list| list.iter());
+        words.map(|w| (*w).to_owned()).collect::<Vec<_>>()
+    };
+    let console = |name: &str, commands: Vec<String>, jobs: Vec<String>, places: Vec<String>| {
+        Block::new("Console")
+            .set("Name", name)
+            .set("Password", secret(&format!("console-{name}")))
+            .tls()
+            .set("Command ACL", Value::List(commands))
+            .set("Job ACL", Value::List(jobs))
+            .set("Client ACL", Value::List(all()))
+            .set("Storage ACL", Value::List(all()))
+            .set("Schedule ACL", Value::List(all()))
+            .set("Pool ACL", Value::List(all()))
+            .set("File Set ACL", Value::List(all()))
+            .set("Catalog ACL", Value::List(all()))
+            .set("Directory ACL", Value::List(all()))
+            .set("Where ACL", Value::List(places))
+    };
+    // An engineer restores beside what exists; replacing a machine is the operators' job.
+    let mut engineer = keys;
+    engineer.push("lab-backup-restore".into());
+    vec![
+        console("engineer", words(&[LOOK, ACT]), engineer, all()),
+        console("operator", words(&[LOOK, ACT, OPERATE]), all(), all()),
+        console(
+            "monitor",
+            words(&[LOOK]),
+            all(),
+            vec!["/nonexistent".into()],
+        ),
+    ]
+}

@@ -1,0 +1,88 @@
+//! One file per verb.
+
+pub(crate) mod apply;
+pub(crate) mod images;
+pub(crate) mod manual;
+pub(crate) mod plan;
+pub(crate) mod restore;
+pub(crate) mod run;
+pub(crate) mod status;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use relay::name;
+
+use crate::bconsole::Console;
+use crate::cli::Usage;
+use crate::desired::Desired;
+use crate::host::Host;
+use crate::model::{self, Model};
+use crate::observe::{self, State};
+use crate::{plan as planning, render, show};
+
+/// Reads and checks a `lab.toml`.
+fn model(path: &Path) -> anyhow::Result<Model> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(model::parse(&text)?)
+}
+
+/// What shall be, what is, and what must be done.
+struct Outlook {
+    desired: Desired,
+    state: State,
+    plan: planning::Plan,
+}
+
+fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
+    let model = model(path)?;
+    if !rustix::process::geteuid().is_root() {
+        anyhow::bail!("only root can look at all that lab.toml asks for; run it with sudo");
+    }
+    observe::ready(host)?;
+    let facts = observe::facts(host, &model)?;
+    let desired = render::render(&model, &facts);
+    let state = observe::state(host, &desired)?;
+    let plan = planning::plan(&desired, &state);
+    Ok(Outlook {
+        desired,
+        state,
+        plan,
+    })
+}
+
+/// The VMs that the Director knows.
+struct Vms {
+    names: Vec<String>,
+}
+
+impl Vms {
+    fn known(console: &Console) -> anyhow::Result<Self> {
+        Ok(Self {
+            names: console.vms()?,
+        })
+    }
+
+    /// Refuses names that are no keys at all (a usage error) and keys that nobody knows.
+    fn check(&self, vms: &[String]) -> anyhow::Result<()> {
+        for vm in vms {
+            name::check(vm).map_err(|error| Usage(error.to_string()))?;
+        }
+        for vm in vms {
+            if self.names.contains(vm) {
+                continue;
+            }
+            let near = show::near(vm, &self.names);
+            if near.is_empty() {
+                anyhow::bail!("VM {vm} is not protected; lab-backup status lists those that are");
+            }
+            anyhow::bail!(
+                "VM {vm} is not protected; did you mean {}?",
+                near.join(" or ")
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,436 @@
+//! One backup: the run, top to bottom, in the order it happens.
+
+mod choose;
+mod instant;
+mod metadata;
+mod scratch;
+mod socket;
+mod stream;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use libvirt::xml::{BackupDisk, BackupRead, DomainView, backup_xml};
+use libvirt::{BackupFlags, BackupJob, Connect, Domain, State, XmlFlags};
+use relay::message::{End, FileHead, FileKind, Level};
+use relay::policy::Vm;
+
+use crate::agent;
+use crate::journal::{Intent, Journal};
+use crate::manifest::{LeftOut, Manifest};
+use crate::paths::Places;
+use crate::serve::Job;
+use crate::session::{Line, Session};
+use crate::{keys, lock, paths, repair};
+use choose::Chosen;
+use metadata::Metadata;
+use scratch::Room;
+pub use stream::{Block, scan};
+
+/// How long a job waits for another one of the same VM.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything that is known before the guest is touched.
+struct Ready<'a> {
+    vm: &'a str,
+    policy: &'a Vm,
+    job: &'a Job,
+    connect: Connect,
+    domain: Domain,
+    disks: Vec<Chosen>,
+    sizes: Vec<u64>,
+    left_out: Vec<LeftOut>,
+    room: Room,
+    socket: PathBuf,
+    scratches: Vec<PathBuf>,
+}
+
+/// Backs up one VM.
+pub fn run(session: &mut Session, job: &Job) -> Result<End> {
+    let line = session.line().clone();
+    let (vm, policy) = job.vm()?;
+    check_job_name(&job.hello.job)?;
+    let _lock = lock::take(&job.places.lock(vm), vm, &job.hello.job, LOCK_PATIENCE)?;
+    repair::of_vm(&job.places, vm, |text| {
+        line.warn(format!("{vm}: earlier job: {text}"))
+    })
+    .with_context(|| format!("cannot clear what an earlier job of {vm} left"))?;
+    let ready = prepare(&line, vm, policy, job)?;
+    announce(&line, &ready);
+    let mut journal = Journal::begin(
+        &job.places.journal(),
+        vm,
+        &job.hello.job,
+        ready.domain.uuid(),
+    )
+    .with_context(|| format!("cannot begin the journal of {vm}"))?;
+    match guarded(session, &ready, &mut journal) {
+        Ok(manifest) => {
+            remove_files(&ready)
+                .and_then(|()| Ok(journal.end()?))
+                .with_context(|| format!("the data of {vm} was sent, but not cleared up"))?;
+            finish(session, &ready, &manifest)
+        }
+        Err(e) => {
+            // As after a kill: libvirt's job ends before its files go, and what cannot be taken back
+            // now stays in the journal.
+            let path = journal.path().to_path_buf();
+            if let Err(also) = repair::journal(&path, &mut |text| eprintln!("{text}")) {
+                line.warn(format!("{vm}: clearing up failed too: {also:#}"));
+            }
+            Err(e)
+        }
+    }
+}
+
+/// Lists what a backup would send, with true sizes.
+pub fn estimate(session: &mut Session, job: &Job) -> Result<End> {
+    let (vm, policy) = job.vm()?;
+    let ready = prepare(session.line(), vm, policy, job)?;
+    for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
+        session.file(&head(vm, &disk.file(), *size, 0))?;
+        session.file_end()?;
+    }
+    Ok(session.sent())
+}
+
+/// Bacula makes these names; they become file names here.
+fn check_job_name(job: &str) -> Result<()> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
+    ensure!(
+        (1..=blockmap::MAX_JOB).contains(&job.len())
+            && job.bytes().all(plain)
+            && !job.starts_with('.'),
+        "the job name {job:?} is not one of Bacula's"
+    );
+    Ok(())
+}
+
+/// The head of a file of the backup.
+fn head(vm: &str, file: &str, size: u64, part: u64) -> FileHead {
+    FileHead {
+        path: paths::catalog(vm, file),
+        kind: FileKind::Regular,
+        size,
+        mtime: jiff::Timestamp::now().as_second(),
+        mode: 0o600,
+        part,
+        offsets: part != 0,
+        delta_on: None,
+    }
+}
+
+fn find(vm: &str, policy: &Vm) -> Result<(Connect, Domain)> {
+    let connect = Connect::open(agent::URI)?;
+    let found = match &policy.uuid {
+        Some(uuid) => connect.by_uuid(uuid),
+        None => connect.by_name(&policy.domain),
+    };
+    match found {
+        Ok(domain) => Ok((connect, domain)),
+        Err(e) if e.kind == libvirt::Kind::NotFound => bail!(
+            "VM {vm}: no domain {:?} on this hypervisor; correct vms.{vm} in lab.toml or retire it",
+            policy.domain
+        ),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result<Ready<'a>> {
+    let (connect, domain) = find(vm, policy)?;
+    let state = domain.state()?;
+    ensure!(
+        state == State::Running,
+        "VM {vm} is {state} and its backup needs it running; start it and run the backup again"
+    );
+    refuse_foreign_job(line, vm, &domain, &job.places)?;
+    let view = DomainView::parse(&domain.xml(XmlFlags::default())?)?;
+    let (disks, left_out) = choose::choose(vm, &view, &policy.exclude)?;
+    let sizes = disks
+        .iter()
+        .map(|disk| Ok(domain.block_info(&disk.target)?.capacity_bytes))
+        .collect::<Result<Vec<u64>>>()?;
+    let scratch_dir = &job.policy.scratch_dir;
+    let room = scratch::check(scratch_dir, sizes.iter().sum())?;
+    let name = &job.hello.job;
+    if view.tpm.is_some() {
+        line.warn(format!(
+            "{vm}: the state of its TPM is not in the backup yet"
+        ));
+    }
+    Ok(Ready {
+        vm,
+        policy,
+        job,
+        connect,
+        room,
+        socket: socket::path(&job.places.nbd(), job.hello.job_id),
+        scratches: disks
+            .iter()
+            .map(|disk| scratch::path(scratch_dir, name, disk))
+            .collect(),
+        domain,
+        disks,
+        sizes,
+        left_out,
+    })
+}
+
+/// Refuses a VM that has a backup job already, unless it is an orphan of ours.
+fn refuse_foreign_job(line: &Line, vm: &str, domain: &Domain, places: &Places) -> Result<()> {
+    if repair::end_orphan(domain, places)? {
+        line.warn(format!(
+            "{vm}: ended a backup job that began after its worker had died"
+        ));
+    }
+    ensure!(
+        domain.backup_xml()?.is_none(),
+        "VM {vm} has a backup job of somebody else; wait for it, or end it with virsh domjobabort"
+    );
+    Ok(())
+}
+
+fn announce(line: &Line, ready: &Ready<'_>) {
+    let vm = ready.vm;
+    let disks: Vec<String> = ready
+        .disks
+        .iter()
+        .zip(&ready.sizes)
+        .map(|(disk, size)| format!("{} {} {} MiB", disk.target, disk.format, size >> 20))
+        .collect();
+    line.info(format!(
+        "{vm}: domain {:?}: {}",
+        ready.domain.name(),
+        disks.join(", ")
+    ));
+    for disk in &ready.left_out {
+        line.info(format!(
+            "{vm}/{}: not in the backup: {}",
+            disk.target, disk.reason
+        ));
+    }
+    if let Room::Tight { free } = ready.room {
+        line.warn(format!(
+            "{vm}: scratch is not reserved, {} MiB are free; the backup stops before they are used up",
+            free >> 20
+        ));
+    }
+    if ready.job.hello.level != Some(Level::Full) {
+        line.info(format!(
+            "{vm}: every disk starts over in this job: increments are not made yet"
+        ));
+    }
+}
+
+/// The part that leaves something behind if it is cut off: journalled, cleared by the caller.
+fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> Result<Manifest> {
+    let line = session.line().clone();
+    let vm = ready.vm;
+    for ((path, disk), size) in ready.scratches.iter().zip(&ready.disks).zip(&ready.sizes) {
+        journal.intend(&Intent::File { path: path.clone() })?;
+        scratch::create(path, disk, *size, ready.room)?;
+    }
+    let uuid = ready.domain.uuid().to_owned();
+    let room = ready
+        .socket
+        .parent()
+        .context("a socket lies in a directory")?;
+    journal.intend(&Intent::File { path: room.into() })?;
+    socket::make_room(room, &ready.domain)?;
+    journal.intend(&Intent::File {
+        path: ready.socket.clone(),
+    })?;
+    journal.intend(&Intent::Backup {
+        uuid: uuid.clone(),
+        socket: ready.socket.clone(),
+    })?;
+    let xml = request(ready)?;
+    let quiet = instant::Quiet {
+        vm,
+        job: &ready.job.hello.job,
+        quiesce: ready.policy.quiesce,
+        limit_ms: ready.policy.freeze_ms,
+        guard: &ready.job.places.guard_socket(),
+    };
+    let (backup, instant) = instant::take(
+        &line,
+        &ready.domain,
+        &quiet,
+        || Ok(journal.intend(&Intent::Freeze { uuid })?),
+        || {
+            let flags = BackupFlags {
+                reuse_external: true,
+            };
+            Ok(ready.domain.backup_begin(&xml, None, flags)?)
+        },
+    )?;
+    if let (Some(frozen), Some(held)) = (instant.frozen_ms, instant.held_ms) {
+        line.info(format!(
+            "{vm}: frozen for {frozen} ms, {held} ms of them ours"
+        ));
+    }
+    let sent = read_out(session, ready, &backup);
+    // Every reader is closed by now, whatever happened: only then may the job end.
+    let ended = end(ready, backup);
+    let (metadata, disks, key) = sent?;
+    ended?;
+    Ok(Manifest {
+        version: crate::manifest::VERSION,
+        vm: vm.into(),
+        job: ready.job.hello.job.clone(),
+        job_id: ready.job.hello.job_id,
+        domain: ready.domain.name().into(),
+        uuid: ready.domain.uuid().into(),
+        hypervisor: ready.connect.hostname()?,
+        libvirt: ready.connect.lib_version()?.to_string(),
+        instant,
+        key_id: key.id().to_string(),
+        key: key.to_hex(),
+        disks,
+        left_out: ready.left_out.clone(),
+        nvram: metadata.nvram,
+    })
+}
+
+/// The XML of the backup job.
+fn request(ready: &Ready<'_>) -> Result<String> {
+    let mut disks: Vec<BackupDisk<'_>> = Vec::new();
+    for (disk, scratch) in ready.disks.iter().zip(&ready.scratches) {
+        let read = BackupRead {
+            scratch,
+            export: &disk.target,
+            since: None,
+            bitmap: "",
+        };
+        disks.push(BackupDisk {
+            target: &disk.target,
+            read: Some(read),
+        });
+    }
+    // What the domain has besides must be named, or libvirt decides about it.
+    let view = DomainView::parse(&ready.domain.xml(XmlFlags::default())?)?;
+    let others: Vec<String> = view
+        .disks
+        .iter()
+        .filter(|disk| {
+            ready
+                .disks
+                .iter()
+                .all(|chosen| chosen.target != disk.target)
+        })
+        .filter(|disk| disk.source != libvirt::xml::DiskSource::Empty)
+        .map(|disk| disk.target.clone())
+        .collect();
+    disks.extend(
+        others
+            .iter()
+            .map(|target| BackupDisk { target, read: None }),
+    );
+    Ok(backup_xml(&ready.socket, &disks)?)
+}
+
+/// Sends the definition and every disk. All readers are closed when this returns.
+fn read_out(
+    session: &mut Session,
+    ready: &Ready<'_>,
+    backup: &BackupJob,
+) -> Result<(Metadata, Vec<crate::manifest::Disk>, blockmap::Key)> {
+    let vm = ready.vm;
+    let metadata = metadata::take(backup.domain(), ready)?;
+    for (file, content) in &metadata.files {
+        session.small_file(&head(vm, file, content.len() as u64, 0), content)?;
+    }
+    let key = keys::load_or_create(&ready.job.places.key(vm))?;
+    let maps = ready.job.places.maps(vm);
+    std::fs::create_dir_all(&maps).with_context(|| format!("cannot make {}", maps.display()))?;
+    blockmap::sweep(&maps)?;
+    let scratch_dir = ready.job.policy.scratch_dir.clone();
+    let watch = watch::Watch::start(scratch_dir, ready.domain.clone(), ready.room)?;
+    let mut disks = Vec::new();
+    for disk in &ready.disks {
+        let sent = stream::disk(session, ready, disk, &key, &maps, &watch)
+            .with_context(|| format!("{vm}/{}", disk.target))?;
+        disks.push(sent);
+    }
+    Ok((metadata, disks, key))
+}
+
+/// Ends libvirt's job. A call that hangs is given up after a while; repair finds the job.
+fn end(ready: &Ready<'_>, backup: BackupJob) -> Result<()> {
+    let name = ready.domain.name().to_owned();
+    libvirt::deadline::run(
+        Duration::from_secs(60),
+        "end the backup of",
+        &name,
+        move || backup.end(),
+    )
+    .with_context(|| format!("the backup job of {} may still run", ready.vm))?;
+    Ok(())
+}
+
+/// Removes scratch images and the socket; goes on after an error and reports the first.
+fn remove_files(ready: &Ready<'_>) -> Result<()> {
+    let mut first = Ok(());
+    let room = ready.socket.parent().map(Path::to_path_buf);
+    for path in ready.scratches.iter().chain([&ready.socket]).chain(&room) {
+        let removed = repair::remove(path).map(drop);
+        if first.is_ok() {
+            first = removed;
+        } else if let Err(e) = removed {
+            eprintln!("{e:#}");
+        }
+    }
+    first
+}
+
+/// The manifest goes last: it holds what the whole run came to.
+fn finish(session: &mut Session, ready: &Ready<'_>, manifest: &Manifest) -> Result<End> {
+    let text = manifest.to_json();
+    session.small_file(
+        &head(ready.vm, "manifest.json", text.len() as u64, 0),
+        &text,
+    )?;
+    let mut object = head(ready.vm, "manifest", text.len() as u64, 0);
+    object.kind = FileKind::Object;
+    session.small_file(&object, &text)?;
+    prune_maps(ready);
+    let nonzero: u64 = manifest.disks.iter().map(|disk| disk.nonzero_bytes).sum();
+    session.line().info(format!(
+        "{}: {} disks, {} MiB of data, consistency {}",
+        ready.vm,
+        manifest.disks.len(),
+        nonzero >> 20,
+        serde_json::to_string(&manifest.instant.consistency).unwrap_or_default()
+    ));
+    Ok(session.sent())
+}
+
+/// Keeps the maps of the last three jobs: last Full, previous and this one at the least.
+fn prune_maps(ready: &Ready<'_>) {
+    let dir = ready.job.places.maps(ready.vm);
+    let Ok(entries) = std::fs::read_dir(&dir) else {
+        return;
+    };
+    let mut jobs: std::collections::BTreeMap<String, Vec<PathBuf>> = Default::default();
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if let Some((job, _)) = name.rsplit_once('-').filter(|_| name.ends_with(".map")) {
+            jobs.entry(job.to_owned()).or_default().push(path.clone());
+        }
+    }
+    let excess = jobs.len().saturating_sub(3);
+    for path in jobs.into_values().take(excess).flatten() {
+        if let Err(e) = std::fs::remove_file(&path) {
+            session_note(&path, &e);
+        }
+    }
+}
+
+fn session_note(path: &std::path::Path, error: &std::io::Error) {
+    eprintln!("cannot remove the old map {}: {error}", path.display());
+}

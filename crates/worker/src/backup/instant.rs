@@ -1,0 +1,186 @@
+//! The instant of the backup: freeze, begin, thaw.
+//!
+//! Everything is prepared before. Between freeze and thaw only the begin of the backup runs: no
+//! file, no log, no network. The guard holds a lease on the freeze all the while.
+
+use std::path::Path;
+use std::time::{Duration, Instant as Clock};
+
+use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
+use libvirt::{AgentTimeout, Domain};
+use relay::policy::Quiesce;
+
+use crate::agent::AgentOf;
+use crate::freeze::{Guest, Trouble, thaw_until_proven};
+use crate::guard::{Lease, Terms};
+use crate::manifest::{Consistency, Instant};
+use crate::session::Line;
+
+/// How the guest is to be quieted.
+#[derive(Debug)]
+pub(super) struct Quiet<'a> {
+    pub(super) vm: &'a str,
+    pub(super) job: &'a str,
+    pub(super) quiesce: Quiesce,
+    pub(super) limit_ms: u64,
+    pub(super) guard: &'a Path,
+}
+
+/// Runs `begin` with the guest's file systems frozen, as far as the policy says.
+///
+/// `before_freeze` records the intent. Returns what `begin` returned and how it was.
+///
+/// # Errors
+/// `begin` failed, or the policy requires a freeze that could not be had. The guest is thawed
+/// in every case, or the guard is at it.
+pub(super) fn take<T>(
+    line: &Line,
+    domain: &Domain,
+    quiet: &Quiet<'_>,
+    before_freeze: impl FnOnce() -> Result<()>,
+    begin: impl FnOnce() -> Result<T>,
+) -> Result<(T, Instant)> {
+    let agent = AgentOf::new(domain);
+    let ready = match quiet.quiesce {
+        Quiesce::Off => None,
+        Quiesce::Try | Quiesce::Require => {
+            match prepare(&agent, domain.uuid(), quiet, before_freeze) {
+                Ok(lease) => Some(lease),
+                Err(error) if quiet.quiesce == Quiesce::Require => {
+                    return Err(error.context(format!(
+                        "quiesce = \"require\" and the guest cannot be frozen; install or start the \
+                         agent in it, or set vms.{}.quiesce = \"try\" in lab.toml",
+                        quiet.vm
+                    )));
+                }
+                Err(error) => {
+                    line.warn(format!(
+                        "{}: not frozen, the backup is crash-consistent: {error:#}",
+                        quiet.vm
+                    ));
+                    None
+                }
+            }
+        }
+    };
+    match ready {
+        None => {
+            let at = Timestamp::now();
+            let value = begin()?;
+            Ok((value, unfrozen(at)))
+        }
+        Some(lease) => frozen(line, &agent, quiet, lease, begin),
+    }
+}
+
+fn unfrozen(at: Timestamp) -> Instant {
+    Instant {
+        at: at.to_string(),
+        consistency: Consistency::Crash,
+        frozen_ms: None,
+        held_ms: None,
+    }
+}
+
+/// Everything that can be known before the freeze, the lease last.
+fn prepare(
+    agent: &AgentOf<'_>,
+    uuid: &str,
+    quiet: &Quiet<'_>,
+    before_freeze: impl FnOnce() -> Result<()>,
+) -> Result<Lease> {
+    agent.ping().context("no guest agent answers")?;
+    if agent.is_frozen()? {
+        bail!("somebody else holds it frozen");
+    }
+    // A call that outlives this limit is in doubt; what is left of the lease is for the thaw.
+    let patience = Duration::from_millis(quiet.limit_ms).saturating_sub(Duration::from_secs(2));
+    agent.bound(AgentTimeout::Within(patience))?;
+    before_freeze()?;
+    let terms = Terms {
+        version: 1,
+        vm: quiet.vm.into(),
+        uuid: uuid.into(),
+        job: quiet.job.into(),
+        limit_ms: quiet.limit_ms,
+    };
+    Lease::ask(quiet.guard, terms).context("the guard grants no lease")
+}
+
+fn frozen<T>(
+    line: &Line,
+    agent: &AgentOf<'_>,
+    quiet: &Quiet<'_>,
+    lease: Lease,
+    begin: impl FnOnce() -> Result<T>,
+) -> Result<(T, Instant)> {
+    let sent = Clock::now();
+    match agent.freeze() {
+        Ok(count) => {
+            let held = Clock::now();
+            let at = Timestamp::now();
+            let begun = begin();
+            let held = held.elapsed();
+            let thawed = thaw(line, agent, quiet);
+            let frozen = sent.elapsed();
+            let kept = lease.release();
+            let value = begun?;
+            let mut instant = unfrozen(at);
+            instant.frozen_ms = Some(millis(frozen));
+            instant.held_ms = Some(millis(held));
+            if kept && thawed >= count && count > 0 {
+                instant.consistency = Consistency::FilesystemFrozen;
+            } else {
+                let why = format!(
+                    "{}: {count} file systems frozen, {thawed} thawed, lease held: {kept}; the backup is crash-consistent",
+                    quiet.vm
+                );
+                if quiet.quiesce == Quiesce::Require {
+                    bail!(why);
+                }
+                line.warn(why);
+            }
+            Ok((value, instant))
+        }
+        Err(trouble) => {
+            let refused = matches!(trouble, Trouble::Refused(_));
+            if !refused {
+                // In doubt: it may freeze later, so thaw until that is excluded.
+                thaw_in_doubt(line, agent, quiet);
+            }
+            lease.release();
+            if quiet.quiesce == Quiesce::Require || trouble == Trouble::Gone {
+                return Err(trouble).with_context(|| format!("the freeze of {} failed", quiet.vm));
+            }
+            line.warn(format!(
+                "{}: the freeze failed ({trouble}), the backup is crash-consistent",
+                quiet.vm
+            ));
+            let at = Timestamp::now();
+            Ok((begin()?, unfrozen(at)))
+        }
+    }
+}
+
+/// The ordinary thaw: one call and one look. Anything else goes on until it is proven.
+fn thaw(line: &Line, agent: &AgentOf<'_>, quiet: &Quiet<'_>) -> u32 {
+    match agent.thaw() {
+        Ok(count) if agent.is_frozen() == Ok(false) => count,
+        Ok(count) => count + thaw_in_doubt(line, agent, quiet),
+        Err(_) => thaw_in_doubt(line, agent, quiet),
+    }
+}
+
+fn thaw_in_doubt(line: &Line, agent: &AgentOf<'_>, quiet: &Quiet<'_>) -> u32 {
+    thaw_until_proven(agent, Duration::from_secs(1), |trouble| {
+        line.warn(format!(
+            "{}: the thaw is not proven yet: {trouble}",
+            quiet.vm
+        ));
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

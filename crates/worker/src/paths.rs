@@ -1,0 +1,151 @@
+//! Where things live on a hypervisor, and what a catalog path means.
+
+use std::path::{Path, PathBuf};
+
+use relay::name;
+
+/// First component of every catalog path of ours.
+///
+/// `#Class/…` is the convention that Bacularis follows for plugin data; an `@` would break its
+/// browser.
+pub const CLASS: &str = "#LabBackup";
+
+/// Root of the run-time state (tmpfs).
+pub const RUN: &str = "/run/lab-backup";
+/// Root of the lasting state.
+pub const STATE: &str = "/var/lib/lab-backup";
+
+/// The places one process works with. Tests put them under a temporary directory.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// tmpfs: locks, leases, sockets.
+    pub run: PathBuf,
+    /// Lasting: journal, maps, keys.
+    pub state: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            run: RUN.into(),
+            state: STATE.into(),
+        }
+    }
+}
+
+impl Places {
+    /// Lock file of a VM.
+    pub fn lock(&self, vm: &str) -> PathBuf {
+        self.run.join("lock").join(vm)
+    }
+    /// Directory of the guard's leases.
+    pub fn leases(&self) -> PathBuf {
+        self.run.join("leases")
+    }
+    /// The guard's socket.
+    pub fn guard_socket(&self) -> PathBuf {
+        self.run.join("guard.sock")
+    }
+    /// Directory in which QEMU creates its NBD sockets.
+    pub fn nbd(&self) -> PathBuf {
+        self.run.join("nbd")
+    }
+    /// Directory of the journals.
+    pub fn journal(&self) -> PathBuf {
+        self.state.join("journal")
+    }
+    /// Directory of a VM's block maps.
+    pub fn maps(&self, vm: &str) -> PathBuf {
+        self.state.join("maps").join(vm)
+    }
+    /// A VM's fingerprint key.
+    pub fn key(&self, vm: &str) -> PathBuf {
+        self.state.join("keys").join(vm)
+    }
+}
+
+/// The catalog path of a VM's file.
+pub fn catalog(vm: &str, file: &str) -> String {
+    format!("/{CLASS}/{vm}/{vm}/{file}")
+}
+
+/// Why a path from a volume is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a path of this plugin")]
+pub struct ForeignPath(String);
+
+/// Takes a restored path apart into VM key and file name.
+///
+/// The File Daemon puts `where` in front, which may hold anything; only what follows the last
+/// `/#LabBackup/` counts, and both names are checked, so neither can climb out of a directory.
+pub fn parse_catalog(path: &str) -> Result<(&str, &str), ForeignPath> {
+    let foreign = || ForeignPath(path.chars().take(200).collect());
+    let (_, tail) = path
+        .rsplit_once(&format!("/{CLASS}/"))
+        .ok_or_else(foreign)?;
+    let mut parts = tail.trim_end_matches('/').split('/');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(vm), Some(setting), Some(file), None)
+            if vm == setting && name::check(vm).is_ok() && is_file_name(file) =>
+        {
+            Ok((vm, file))
+        }
+        _ => Err(foreign()),
+    }
+}
+
+/// Names that this program itself gives to files of a backup: nothing else is ever created.
+fn is_file_name(file: &str) -> bool {
+    !file.is_empty()
+        && file.len() <= 128
+        && !file.starts_with('.')
+        && file
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// The target (`vda`) that a file name of a disk stands for.
+pub fn disk_of(file: &str) -> Option<&str> {
+    file.strip_suffix(".raw")
+        .filter(|target| !target.is_empty())
+}
+
+/// Is `path` inside one of `roots`, by its text alone?
+pub fn is_below(path: &Path, roots: &[PathBuf]) -> bool {
+    roots.iter().any(|root| path.starts_with(root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn catalog_paths_survive_a_where_in_front() {
+        let path = catalog("web01", "vda.raw");
+        assert_eq!(path, "/#LabBackup/web01/web01/vda.raw");
+        for front in ["", "/srv/x", "#eyJ2IjoxfQ", "/a/#LabBackup/b"] {
+            assert_eq!(
+                parse_catalog(&format!("{front}{path}")),
+                Ok(("web01", "vda.raw"))
+            );
+        }
+    }
+
+    #[test]
+    fn paths_that_climb_or_are_not_ours_are_refused() {
+        for path in [
+            "",
+            "/etc/passwd",
+            "/#LabBackup/a/b/vda.raw",
+            "/#LabBackup/a/a/../x",
+            "/#LabBackup/a/a/..",
+            "/#LabBackup/a/a/.hidden",
+            "/#LabBackup/../../vda.raw",
+            "/#LabBackup/a/a/x y",
+            "/#LabBackup/a/a",
+            "/#LabBackup/a/a/",
+        ] {
+            assert!(parse_catalog(path).is_err(), "{path:?}");
+        }
+    }
+}

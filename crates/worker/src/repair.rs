@@ -1,0 +1,294 @@
+//! Taking back what a job that died left behind.
+//!
+//! A journal says what may be there; libvirt says what is. Only what both name is touched: a backup
+//! job is ended only if it serves the very socket that our journal names, a file is removed only if
+//! our journal names it. The order is that of every teardown: thaw, end the job, remove files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use libvirt::xml::BackupView;
+use libvirt::{Connect, Domain, JobState, Operation, Undefine};
+
+use crate::agent::{self, AgentOf};
+use crate::freeze::{Guest, thaw_until_proven};
+use crate::journal::{self as journals, Intent};
+use crate::lock;
+use crate::paths::Places;
+
+/// How long a begin of a backup may take that its worker did not see through. Below what systemd gives
+/// the repair after a worker.
+const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Repairs every VM whose lock is free. Returns how many journals are left.
+///
+/// A journal whose VM is locked belongs to a running job and is not touched. The lock comes before the
+/// first look inside: a job that begins has an empty journal for a moment.
+pub fn all(places: &Places, mut say: impl FnMut(String)) -> Result<usize> {
+    let mut left = 0;
+    for path in journals::list(&places.journal()).context("cannot list the journals")? {
+        let Some(vm) = journals::vm_of(&path) else {
+            say(format!("{} is no journal of ours", path.display()));
+            left += 1;
+            continue;
+        };
+        let _lock = match lock::take(&places.lock(&vm), &vm, "repair", Duration::ZERO) {
+            Ok(lock) => lock,
+            Err(lock::Error::Busy { .. }) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        // Its job may have ended meanwhile.
+        if !path.exists() {
+            continue;
+        }
+        if let Err(e) = journal(&path, &mut say) {
+            say(format!("{vm}: {e:#}"));
+            left += 1;
+        }
+    }
+    for domain in Connect::open(agent::URI)?.domains()? {
+        match end_orphan(&domain, places) {
+            Ok(false) => {}
+            Ok(true) => say(format!("{}: ended an orphaned backup job", domain.name())),
+            // A domain that went away meanwhile has no job either.
+            Err(e) => eprintln!("repair: {}: {e:#}", domain.name()),
+        }
+    }
+    Ok(left)
+}
+
+/// Repairs what earlier jobs of `vm` left; the caller holds its lock.
+pub fn of_vm(places: &Places, vm: &str, mut say: impl FnMut(String)) -> Result<()> {
+    for path in journals::list(&places.journal()).context("cannot list the journals")? {
+        if journals::vm_of(&path).as_deref() == Some(vm) {
+            journal(&path, &mut say)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes back what one journal names; the caller holds its VM's lock.
+pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
+    let intents = journals::read(path)
+        .with_context(|| format!("journal {} is not readable", path.display()))?;
+    let mut first: Option<anyhow::Error> = None;
+    let mut keep = |result: Result<()>| {
+        if let Err(e) = result {
+            match &first {
+                None => first = Some(e),
+                Some(_) => eprintln!("repair: {e:#}"),
+            }
+        }
+    };
+    for intent in &intents {
+        if let Intent::Freeze { uuid } = intent {
+            keep(thaw(uuid, say));
+        }
+    }
+    for intent in &intents {
+        if let Intent::Backup { uuid, socket } = intent {
+            keep(end_backup(uuid, socket, say));
+        }
+    }
+    let kept = intents.iter().rposition(|intent| *intent == Intent::Keep);
+    // Backwards: the domain goes before the images that it names.
+    for intent in intents.iter().skip(kept.map_or(0, |at| at + 1)).rev() {
+        match intent {
+            Intent::Define { uuid } => keep(undefine(uuid, say)),
+            Intent::File { path } => keep(clear(path, say)),
+            // As long as the old name is there, the new one is somebody else's.
+            Intent::Rename { temp, path } if !temp.exists() => keep(clear(path, say)),
+            _ => {}
+        }
+    }
+    match first {
+        Some(e) => Err(e),
+        None => Ok(std::fs::remove_file(path)?),
+    }
+}
+
+/// The domain, or nothing if it is gone.
+fn domain(uuid: &str) -> Result<Option<Domain>> {
+    match agent::find(uuid) {
+        Ok(domain) => Ok(Some(domain)),
+        Err(e) if e.kind == libvirt::Kind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn thaw(uuid: &str, say: &mut impl FnMut(String)) -> Result<()> {
+    let Some(domain) = domain(uuid)? else {
+        return Ok(());
+    };
+    if !domain.is_active()? {
+        return Ok(());
+    }
+    let agent = AgentOf::new(&domain);
+    match agent.is_frozen() {
+        Ok(false) | Err(crate::freeze::Trouble::Gone) => Ok(()),
+        Ok(true) => {
+            thaw_until_proven(&agent, Duration::from_secs(5), |trouble| {
+                eprintln!("repair: {}: {trouble}", domain.name());
+            });
+            say(format!("{}: thawed", domain.name()));
+            Ok(())
+        }
+        // Whoever froze had a lease, and the guard keeps that until the thaw is proven. An agent that
+        // is gone for good must not stand in the way of every later job.
+        Err(trouble) => {
+            say(format!(
+                "{}: the guard answers for its thaw: {trouble}",
+                domain.name()
+            ));
+            Ok(())
+        }
+    }
+}
+
+/// Ends a backup job that began after its worker was dead and cleared up; true if there was one.
+///
+/// It serves a socket in a directory of ours that nobody keeps any more, which proves whose it is.
+/// Nobody reads it, and its scratch would grow for as long as the guest writes.
+pub(crate) fn end_orphan(domain: &Domain, places: &Places) -> Result<bool> {
+    let Some(xml) = domain.backup_xml()? else {
+        return Ok(false);
+    };
+    let socket = BackupView::parse(&xml)?.socket.map(PathBuf::from);
+    let orphan = socket.is_some_and(|socket| {
+        socket.starts_with(places.nbd()) && socket.parent().is_some_and(|room| !room.exists())
+    });
+    if orphan {
+        domain.adopt_backup().end()?;
+    }
+    Ok(orphan)
+}
+
+/// What `<domainbackup>` there is. A begin whose caller died still comes into effect, so one that is
+/// on its way is waited for.
+fn backup_to_come(domain: &Domain) -> Result<Option<String>> {
+    let start = Instant::now();
+    loop {
+        let xml = domain.backup_xml()?;
+        let job = match domain.job() {
+            Ok(job) => job,
+            Err(e) if e.kind == libvirt::Kind::InvalidState => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        if xml.is_some() || job.state == JobState::None {
+            return Ok(xml);
+        }
+        if job.operation != Operation::Backup {
+            return Ok(None);
+        }
+        anyhow::ensure!(
+            start.elapsed() < BEGIN_LIMIT,
+            "a backup of {} began and does not get anywhere",
+            domain.name()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn end_backup(uuid: &str, socket: &Path, say: &mut impl FnMut(String)) -> Result<()> {
+    let Some(domain) = domain(uuid)? else {
+        return Ok(());
+    };
+    let Some(xml) = backup_to_come(&domain)? else {
+        return Ok(());
+    };
+    if !serves(&xml, socket) {
+        // Somebody else's backup.
+        return Ok(());
+    }
+    domain.adopt_backup().end()?;
+    say(format!(
+        "{}: ended the backup job that was left",
+        domain.name()
+    ));
+    Ok(())
+}
+
+/// Does this `<domainbackup>` serve that socket?
+fn serves(xml: &str, socket: &Path) -> bool {
+    BackupView::parse(xml)
+        .is_ok_and(|view| view.socket.is_some_and(|path| Path::new(&path) == socket))
+}
+
+/// Undefines a domain that an unfinished restore defined. It was not there before, says the journal.
+fn undefine(uuid: &str, say: &mut impl FnMut(String)) -> Result<()> {
+    let Some(domain) = domain(uuid)? else {
+        return Ok(());
+    };
+    anyhow::ensure!(
+        !domain.is_active()?,
+        "{} was started in mid-restore",
+        domain.name()
+    );
+    domain.undefine(Undefine::default())?;
+    say(format!(
+        "{}: undefined, its restore did not end",
+        domain.name()
+    ));
+    Ok(())
+}
+
+/// Removes a file or an empty directory; true if it was there.
+pub(crate) fn remove(path: &Path) -> Result<bool> {
+    let gone = match path.symlink_metadata() {
+        Ok(facts) if facts.is_dir() => std::fs::remove_dir(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match gone {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        // Somebody put something into it: it is theirs now.
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+fn clear(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
+    if remove(path)? {
+        say(format!("removed {}", path.display()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_job_that_serves_our_socket_is_ours() {
+        let xml = "<domainbackup mode='pull'><server transport='unix' socket='/run/a.sock'/></domainbackup>";
+        assert!(serves(xml, Path::new("/run/a.sock")));
+        assert!(!serves(xml, Path::new("/run/b.sock")));
+        assert!(!serves(
+            "<domainbackup mode='push'/>",
+            Path::new("/run/a.sock")
+        ));
+        assert!(!serves("", Path::new("/run/a.sock")));
+    }
+
+    #[test]
+    fn files_named_before_keep_stay_and_those_after_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let [kept, gone] = ["kept", "gone"].map(|name| dir.path().join(name));
+        std::fs::write(&kept, "").unwrap();
+        std::fs::write(&gone, "").unwrap();
+        let mut journal = journals::Journal::begin(dir.path(), "web01", "web01.j", "").unwrap();
+        journal
+            .intend(&Intent::File { path: kept.clone() })
+            .unwrap();
+        journal.intend(&Intent::Keep).unwrap();
+        journal
+            .intend(&Intent::File { path: gone.clone() })
+            .unwrap();
+        let path = journal.path().to_path_buf();
+        super::journal(&path, &mut |_| {}).unwrap();
+        assert!(kept.exists() && !gone.exists() && !path.exists());
+    }
+}

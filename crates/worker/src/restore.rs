@@ -1,0 +1,196 @@
+//! One restore: take parts back, prove them, put them in place.
+//!
+//! Images are written under temporary names. Nothing is renamed, and no domain defined, before every
+//! disk's root was recomputed and compared with the manifest.
+
+mod image;
+mod machine;
+mod place;
+mod target;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use relay::frame::{Header, Kind};
+use relay::message::{End, FileKind, Go, PartHead};
+use relay::options::Target;
+
+use crate::manifest::Manifest;
+use crate::paths;
+use crate::serve::Job;
+use crate::session::Session;
+use image::Image;
+use target::Plan;
+
+/// Most manifests that one restore may bring: one for each job of a chain.
+const MAX_MANIFESTS: usize = 4096;
+/// Most bytes of small files (XML, NVRAM, manifest) that one restore may bring.
+const MAX_SMALL: usize = 64 << 20;
+
+/// What came so far.
+struct Taken {
+    manifests: Vec<Manifest>,
+    /// Small files by name; a later part replaces an earlier one.
+    small: BTreeMap<String, Vec<u8>>,
+    /// Images by target.
+    images: BTreeMap<String, Image>,
+    /// Decided when the first part comes.
+    plan: Option<Plan>,
+    files: u64,
+    bytes: u64,
+}
+
+/// Runs a restore from OBJECT to END.
+pub fn run(session: &mut Session, job: &Job) -> Result<End> {
+    ensure!(
+        job.hello
+            .regex_where
+            .as_deref()
+            .unwrap_or_default()
+            .is_empty(),
+        "RegexWhere is not supported for VMs; use where with options instead"
+    );
+    let target = Target::parse(job.hello.where_.as_deref().unwrap_or_default())?;
+    let mut taken = Taken {
+        manifests: Vec::new(),
+        small: BTreeMap::new(),
+        images: BTreeMap::new(),
+        plan: None,
+        files: 0,
+        bytes: 0,
+    };
+    let outcome = take(session, job, &target, &mut taken).and_then(|()| match &mut taken.plan {
+        Some(plan) => place::finish(session.line(), plan, &mut taken.images, &taken.small),
+        // Nothing of ours was selected.
+        None => Ok(()),
+    });
+    // What is still open must be closed before it can be removed.
+    taken.images.clear();
+    if let Some(plan) = taken.plan {
+        plan.close(session.line(), outcome.is_ok())?;
+    }
+    outcome.map(|()| End {
+        files: taken.files,
+        bytes: taken.bytes,
+    })
+}
+
+/// Takes everything up to FINISH.
+fn take(session: &mut Session, job: &Job, target: &Target, taken: &mut Taken) -> Result<()> {
+    loop {
+        let header = session.next("PART")?;
+        match header.kind {
+            Kind::Object => object(session, header, taken)?,
+            Kind::Part => {
+                let head: PartHead = session.reader().json(header)?;
+                part(session, job, target, &head, taken)?;
+            }
+            Kind::Finish => return Ok(()),
+            other => bail!("a {other:?} frame came where PART or FINISH was due"),
+        }
+    }
+}
+
+fn object(session: &mut Session, header: Header, taken: &mut Taken) -> Result<()> {
+    ensure!(
+        taken.manifests.len() < MAX_MANIFESTS,
+        "more than {MAX_MANIFESTS} manifests"
+    );
+    let text = session.reader().bytes(header)?;
+    taken.manifests.push(Manifest::parse(&text)?);
+    Ok(())
+}
+
+fn part(
+    session: &mut Session,
+    job: &Job,
+    target: &Target,
+    head: &PartHead,
+    taken: &mut Taken,
+) -> Result<()> {
+    if head.kind == FileKind::Directory {
+        session.go(Go::Done)?;
+        return Ok(());
+    }
+    let (vm, file) = paths::parse_catalog(&head.path)?;
+    if taken.plan.is_none() {
+        taken.plan = Some(target::plan(
+            session.line(),
+            job,
+            target,
+            vm,
+            &taken.manifests,
+        )?);
+    }
+    let plan = taken.plan.as_mut().context("a plan was just made")?;
+    ensure!(
+        plan.vm() == vm,
+        "one restore brings back one VM, but both {} and {vm} are selected",
+        plan.vm()
+    );
+    match paths::disk_of(file) {
+        Some(disk) if !plan.wants(disk) => {
+            session.go(Go::Skip)?;
+            return Ok(());
+        }
+        Some(disk) => {
+            let image = match taken.images.entry(disk.to_owned()) {
+                std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::btree_map::Entry::Vacant(new) => {
+                    new.insert(plan.create_image(disk, head)?)
+                }
+            };
+            image.begin_part(head)?;
+            session.go(Go::Write)?;
+            taken.bytes += receive(session, |offset, bytes| image.write(offset, bytes))?;
+        }
+        None => {
+            session.go(Go::Write)?;
+            let mut content = Vec::new();
+            let others: usize = taken
+                .small
+                .iter()
+                .filter(|(name, _)| *name != file)
+                .map(|(_, b)| b.len())
+                .sum();
+            taken.bytes += receive(session, |offset, bytes| {
+                ensure!(
+                    offset == content.len() as u64,
+                    "{file} does not come in order"
+                );
+                ensure!(
+                    others + content.len() + bytes.len() <= MAX_SMALL,
+                    "the small files of {vm} are larger than {} MiB",
+                    MAX_SMALL >> 20
+                );
+                content.extend_from_slice(&bytes);
+                Ok(bytes)
+            })?;
+            taken.small.insert(file.to_owned(), content);
+        }
+    }
+    taken.files += 1;
+    Ok(())
+}
+
+/// Takes DATA frames until FILE-END; the number of bytes. `take` gives a buffer for the next one.
+fn receive(
+    session: &mut Session,
+    mut take: impl FnMut(u64, Vec<u8>) -> Result<Vec<u8>>,
+) -> Result<u64> {
+    let mut total = 0;
+    let mut buffer = Vec::new();
+    loop {
+        let header = session.next("DATA")?;
+        match header.kind {
+            Kind::Data => {
+                buffer.resize(header.len as usize, 0);
+                session.reader().payload(&mut buffer)?;
+                buffer = take(header.offset, buffer)?;
+                total += u64::from(header.len);
+            }
+            Kind::FileEnd => return Ok(total),
+            other => bail!("a {other:?} frame came where DATA or FILE-END was due"),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The definition of a restored VM: the stored one with as few changes as possible.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use libvirt::xml::{DomainView, Edits};
+
+use super::image::Kind;
+use super::target::Machine;
+use crate::session::Line;
+
+/// Edits the stored XML for the place and identity that were decided.
+pub(super) fn definition(line: &Line, vm: &str, machine: &Machine, xml: &str) -> Result<String> {
+    let view = DomainView::parse(xml).context("the stored domain.xml")?;
+    let mut edits = Edits::new(xml)?;
+    edits.strip_id();
+    edits.strip_runtime_labels();
+    edits.strip_channel_sockets();
+    for (target, (path, kind)) in &machine.images {
+        ensure!(
+            view.disk(target).is_some(),
+            "the stored domain.xml has no disk {target}"
+        );
+        let format = match kind {
+            Kind::Raw => "raw",
+            Kind::Qcow2 => "qcow2",
+        };
+        edits.set_disk_file(target, path, format)?;
+        edits.strip_backing_store(target)?;
+    }
+    if let Some(path) = &machine.nvram {
+        edits.set_nvram(path)?;
+    }
+    if machine.renamed {
+        rename(line, vm, machine, &view, &mut edits)?;
+    }
+    Ok(edits.apply()?)
+}
+
+/// A renamed VM shares nothing writable with the original: no name, UUID, MAC, file.
+fn rename(
+    line: &Line,
+    vm: &str,
+    machine: &Machine,
+    view: &DomainView,
+    edits: &mut Edits<'_>,
+) -> Result<()> {
+    edits.set_name(&machine.name)?;
+    edits.set_uuid(&machine.uuid)?;
+    for (n, interface) in view.interfaces.iter().enumerate() {
+        let old = interface.mac.as_deref().unwrap_or_default();
+        let new = match machine.macs.get(old) {
+            Some(mac) => mac.clone(),
+            None => random_mac()?,
+        };
+        edits.set_mac(n, &new)?;
+        if machine.isolated {
+            edits.set_link_down(n)?;
+        }
+    }
+    let mut renamed = BTreeMap::new();
+    for path in &view.console_files {
+        let (dir, file) = path.rsplit_once('/').unwrap_or((".", path));
+        renamed.insert(path.clone(), format!("{dir}/{}-{file}", machine.name));
+    }
+    edits.map_console_files(|path| renamed.get(path).cloned())?;
+    for disk in &view.disks {
+        if !machine.images.contains_key(&disk.target) && disk.device == "disk" && !disk.readonly {
+            line.warn(format!(
+                "{vm}/{}: not in the backup, taken out of {} so that nothing is shared",
+                disk.target, machine.name
+            ));
+            edits.remove_disk(&disk.target)?;
+        }
+    }
+    Ok(())
+}
+
+/// A random address of QEMU's range.
+fn random_mac() -> Result<String> {
+    let mut bytes = [0_u8; 3];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
+    let [a, b, c] = bytes;
+    Ok(format!("52:54:00:{a:02x}:{b:02x}:{c:02x}"))
+}

@@ -1,0 +1,227 @@
+//! The worker's end of the conversation with the plugin.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use relay::frame::{self, Header, Kind, Reader, Writer};
+use relay::message::{Ask, Class, End, Fail, FileHead, Go, Hello, Known, Log};
+
+/// Longest silence towards the plugin; it gives up after a multiple of this.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// What may be said while others speak too: log lines, and proof of life.
+#[derive(Debug)]
+pub struct Line {
+    state: Mutex<State>,
+    gone: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    writer: Writer<UnixStream>,
+    last: Instant,
+    bytes: u64,
+    files: u64,
+}
+
+impl Line {
+    fn with<T>(
+        &self,
+        send: impl FnOnce(&mut State) -> Result<T, frame::Error>,
+    ) -> Result<T, frame::Error> {
+        // A panic elsewhere leaves a whole frame behind, never half a one: writes do not panic.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = send(&mut state);
+        state.last = Instant::now();
+        if result.is_err() {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Writes a line to the job log. A plugin that is gone hears nothing; the next frame tells.
+    pub fn log(&self, class: Class, text: impl Into<String>) {
+        let text = text.into();
+        eprintln!("{class:?}: {text}");
+        let _ = self.with(|state| state.writer.json(Kind::Log, &Log { class, text }));
+    }
+
+    /// An ordinary line of the job log.
+    pub fn info(&self, text: impl Into<String>) {
+        self.log(Class::Info, text);
+    }
+
+    /// A line about something that was healed, skipped or late.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.log(Class::Warning, text);
+    }
+
+    /// Did the plugin close the connection?
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Sends bytes of the current file.
+    pub fn data(&self, offset: u64, bytes: &[u8]) -> Result<(), frame::Error> {
+        self.with(|state| {
+            state.bytes += bytes.len() as u64;
+            state.writer.data(offset, bytes)
+        })
+    }
+
+    fn tick(&self) {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Somebody is sending at this moment: that is proof enough.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if state.last.elapsed() >= ALIVE_EVERY {
+            state.last = Instant::now();
+            if state.writer.empty(Kind::Alive).is_err() {
+                self.gone.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The conversation.
+#[derive(Debug)]
+pub struct Session {
+    reader: Reader<io::BufReader<UnixStream>>,
+    line: Arc<Line>,
+}
+
+impl Session {
+    /// Takes over a connection and keeps it alive until the session is dropped.
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        let writer = Writer::new(socket.try_clone()?);
+        let line = Arc::new(Line {
+            state: Mutex::new(State {
+                writer,
+                last: Instant::now(),
+                bytes: 0,
+                files: 0,
+            }),
+            gone: AtomicBool::new(false),
+        });
+        let ticking = Arc::downgrade(&line);
+        std::thread::Builder::new()
+            .name("alive".into())
+            .spawn(move || {
+                while let Some(line) = ticking.upgrade() {
+                    line.tick();
+                    drop(line);
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            })?;
+        Ok(Self {
+            reader: Reader::new(io::BufReader::with_capacity(64 << 10, socket)),
+            line,
+        })
+    }
+
+    /// What may be used from other threads.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
+    /// Reads the first frame.
+    pub fn hello(&mut self) -> Result<Hello, frame::Error> {
+        let header = self.next("HELLO")?;
+        if header.kind != Kind::Hello {
+            return Err(frame::Error::Unexpected {
+                got: header.kind,
+                due: "HELLO",
+            });
+        }
+        self.reader.json(header)
+    }
+
+    /// Reads the next header; a closed connection is an error that names what was `due`.
+    pub fn next(&mut self, due: &'static str) -> Result<Header, frame::Error> {
+        self.reader.header()?.ok_or_else(|| {
+            frame::Error::Io(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("the plugin closed the connection where {due} was due"),
+            ))
+        })
+    }
+
+    /// The reader, for payloads.
+    pub fn reader(&mut self) -> &mut Reader<io::BufReader<UnixStream>> {
+        &mut self.reader
+    }
+
+    /// Begins a file.
+    pub fn file(&self, head: &FileHead) -> Result<(), frame::Error> {
+        self.line.with(|state| {
+            state.files += 1;
+            state.writer.json(Kind::File, head)
+        })
+    }
+
+    /// Ends the current file.
+    pub fn file_end(&self) -> Result<(), frame::Error> {
+        self.line.with(|state| state.writer.empty(Kind::FileEnd))
+    }
+
+    /// Sends a small file whole.
+    pub fn small_file(&self, head: &FileHead, bytes: &[u8]) -> Result<(), frame::Error> {
+        self.file(head)?;
+        let mut offset = 0;
+        for piece in bytes.chunks(frame::MAX_DATA as usize) {
+            self.line.data(offset, piece)?;
+            offset += piece.len() as u64;
+        }
+        self.file_end()
+    }
+
+    /// Asks what the Director knows of a path.
+    pub fn ask(&mut self, path: String) -> Result<Known, frame::Error> {
+        self.line
+            .with(|state| state.writer.json(Kind::Ask, &Ask { path }))?;
+        let header = self.next("KNOWN")?;
+        if header.kind != Kind::Known {
+            return Err(frame::Error::Unexpected {
+                got: header.kind,
+                due: "KNOWN",
+            });
+        }
+        self.reader.json(header)
+    }
+
+    /// Answers a PART.
+    pub fn go(&self, go: Go) -> Result<(), frame::Error> {
+        self.line.with(|state| state.writer.json(Kind::Go, &go))
+    }
+
+    /// Files and bytes of DATA sent so far.
+    pub fn sent(&self) -> End {
+        let state = self
+            .line
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        End {
+            files: state.files,
+            bytes: state.bytes,
+        }
+    }
+
+    /// The last frame of a success.
+    pub fn end(&self, end: End) -> Result<(), frame::Error> {
+        self.line.with(|state| state.writer.json(Kind::End, &end))
+    }
+
+    /// The last frame of a failure.
+    pub fn fail(&self, text: String) {
+        eprintln!("failed: {text}");
+        let _ = self
+            .line
+            .with(|state| state.writer.json(Kind::Fail, &Fail { text }));
+    }
+}
