@@ -67,7 +67,7 @@ FileSet {
   Name = $1
   Include {
     Options {
-      Signature = SHA256
+      Signature = Xxh3_128
     }
     Plugin = "lab-backup: vm=$1"
 ${2:-}

@@ -12,6 +12,9 @@ use relay::message::{Ask, Class, End, Fail, FileHead, Go, Hello, Known, Log};
 /// Longest silence towards the plugin; it gives up after a multiple of this.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
+/// Bytes on their way to the plugin. Less than a few records costs a change of process for each.
+const QUEUE: usize = 1 << 20;
+
 /// What may be said while others speak too: log lines, and proof of life.
 #[derive(Debug)]
 pub struct Line {
@@ -98,6 +101,7 @@ pub struct Session {
 impl Session {
     /// Takes over a connection and keeps it alive until the session is dropped.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
+        roomy(&socket);
         let writer = Writer::new(socket.try_clone()?);
         let line = Arc::new(Line {
             state: Mutex::new(State {
@@ -223,5 +227,14 @@ impl Session {
         let _ = self
             .line
             .with(|state| state.writer.json(Kind::Fail, &Fail { text }));
+    }
+}
+
+/// Makes room for [`QUEUE`], past the system's limit where we may.
+fn roomy(socket: &UnixStream) {
+    use rustix::net::sockopt;
+    if sockopt::set_socket_send_buffer_size_force(socket, QUEUE).is_err() {
+        // Slower, not wrong.
+        let _ = sockopt::set_socket_send_buffer_size(socket, QUEUE);
     }
 }
