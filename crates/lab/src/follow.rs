@@ -46,7 +46,9 @@ pub(crate) fn follow(console: &Console, watched: Watched<'_>) -> Result<Job, Err
             _ => {}
         }
         // A File Daemon that does not answer says nothing about the job; the Director does.
-        if let Ok(Some(progress)) = console.progress(watched.client, watched.id) {
+        if display.is_due()
+            && let Ok(Some(progress)) = console.progress(watched.client, watched.id)
+        {
             display.show(progress.bytes);
         }
         thread::sleep(PAUSE);
@@ -69,6 +71,11 @@ impl<'w> Display<'w> {
         }
     }
 
+    /// Would anything be shown now? Asking costs the daemons more than a line every few seconds is worth.
+    fn is_due(&self) -> bool {
+        self.bar.is_some() || self.last_line.elapsed() >= LINE_PAUSE
+    }
+
     fn show(&mut self, bytes: u64) {
         if let Some(bar) = &self.bar {
             // More than expected is no error, only a bad guess.
@@ -78,11 +85,9 @@ impl<'w> Display<'w> {
             bar.set_position(bytes);
             return;
         }
-        if self.last_line.elapsed() >= LINE_PAUSE {
-            self.last_line = Instant::now();
-            let Watched { id, label, .. } = self.watched;
-            eprintln!("{label}: job {id}, {} so far", show::bytes(bytes));
-        }
+        self.last_line = Instant::now();
+        let Watched { id, label, .. } = self.watched;
+        eprintln!("{label}: job {id}, {} so far", show::bytes(bytes));
     }
 
     fn clear(&self) {
