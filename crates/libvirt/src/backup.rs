@@ -7,6 +7,7 @@ use virt_sys as sys;
 
 use crate::error::{Error, Kind, Result};
 use crate::ffi::records::Value;
+use crate::xml::BackupView;
 use crate::{Domain, deadline};
 
 /// How long [`BackupJob::end`] waits for a job that it aborted.
@@ -33,6 +34,8 @@ pub struct BackupFlags {
 #[must_use = "dropping a job aborts it"]
 pub struct BackupJob {
     domain: Domain,
+    /// Of its NBD server: what tells it from any other job of the domain.
+    socket: Option<String>,
     over: bool,
 }
 
@@ -60,7 +63,7 @@ impl BackupJob {
     /// does: see [`deadline`].
     pub fn end(mut self) -> Result<Ended> {
         self.over = true;
-        end(&self.domain)
+        end(&self.domain, self.socket.as_deref())
     }
 
     /// Leaves the job running for somebody else to end.
@@ -74,29 +77,29 @@ impl Drop for BackupJob {
     fn drop(&mut self) {
         if !self.over {
             let domain = self.domain.clone();
+            let socket = self.socket.take();
             // Whoever drops a job has no place to put an error; repair finds the job.
             let _ = deadline::run(
                 DROP_LIMIT,
                 "end the backup of",
                 self.domain.name(),
-                move || end(&domain),
+                move || end(&domain, socket.as_deref()),
             );
         }
     }
 }
 
-fn end(domain: &Domain) -> Result<Ended> {
-    let ended = match domain.abort_job() {
-        Ok(()) => Ended::Now,
-        // No job is active, or the domain is not.
-        Err(Error {
-            kind: Kind::InvalidState | Kind::NotFound,
-            ..
-        }) => Ended::Before,
-        Err(error) => return Err(error),
-    };
-    domain.wait_for_end_of_backup(END_LIMIT)?;
+fn end(domain: &Domain, socket: Option<&str>) -> Result<Ended> {
+    let ended = domain.abort_backup(socket)?;
+    if ended == Ended::Now {
+        domain.wait_for_end_of_backup(END_LIMIT)?;
+    }
     Ok(ended)
+}
+
+/// The socket that a `<domainbackup>` serves.
+fn socket_of(xml: &str) -> Option<String> {
+    BackupView::parse(xml).ok()?.socket
 }
 
 /// Is there a job, and how did the last one go?
@@ -231,8 +234,29 @@ impl Domain {
         }
         Ok(BackupJob {
             domain: self.clone(),
+            socket: socket_of(backup_xml),
             over: false,
         })
+    }
+
+    /// Asks libvirt to end the backup that serves `socket`, and no other job: once that backup is
+    /// over, a migration may run. Does not wait; see [`Domain::wait_for_end_of_backup`].
+    pub fn abort_backup(&self, socket: Option<&str>) -> Result<Ended> {
+        let ours = self
+            .backup_xml()?
+            .is_some_and(|xml| socket_of(&xml).as_deref() == socket);
+        if !ours {
+            return Ok(Ended::Before);
+        }
+        match self.abort_job() {
+            Ok(()) => Ok(Ended::Now),
+            // No job is active, or the domain is not.
+            Err(Error {
+                kind: Kind::InvalidState | Kind::NotFound,
+                ..
+            }) => Ok(Ended::Before),
+            Err(error) => Err(error),
+        }
     }
 
     /// The XML of the backup that runs, none if there is none. Does not ask QEMU, so it answers
@@ -248,10 +272,12 @@ impl Domain {
         }
     }
 
-    /// Takes over a backup job that somebody else began and left.
-    pub fn adopt_backup(&self) -> BackupJob {
+    /// Takes over a backup job that somebody else began and left, by what [`Domain::backup_xml`]
+    /// said of it.
+    pub fn adopt_backup(&self, backup_xml: &str) -> BackupJob {
         BackupJob {
             domain: self.clone(),
+            socket: socket_of(backup_xml),
             over: false,
         }
     }

@@ -31,10 +31,17 @@ fn main() -> Result<()> {
     };
     let mut map = MapWriter::create(&dir.path().join("map"), &key, header)?;
     let mut bytes = 0;
-    worker::backup::scan(layout, data, &key, &mut map, |block| {
-        bytes += block.bytes.len();
-        Ok(())
-    })?;
+    worker::backup::scan(
+        layout,
+        data,
+        &key,
+        &mut map,
+        || true,
+        |block| {
+            bytes += block.bytes.len();
+            Ok(())
+        },
+    )?;
     let root = map.root()?;
     let seconds = start.elapsed().as_secs_f64();
     println!("{seconds:.3}");

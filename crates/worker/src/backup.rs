@@ -233,11 +233,12 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         scratch::create(path, disk, *size, ready.room)?;
     }
     let uuid = ready.domain.uuid().to_owned();
+    let again = uuid.clone();
     let room = ready
         .socket
         .parent()
         .context("a socket lies in a directory")?;
-    journal.intend(&Intent::File { path: room.into() })?;
+    journal.intend(&Intent::Dir { path: room.into() })?;
     socket::make_room(room, &ready.domain)?;
     journal.intend(&Intent::File {
         path: ready.socket.clone(),
@@ -266,6 +267,7 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
             Ok(ready.domain.backup_begin(&xml, None, flags)?)
         },
     )?;
+    journal.intend(&Intent::Thawed { uuid: again })?;
     if let (Some(frozen), Some(held)) = (instant.frozen_ms, instant.held_ms) {
         line.info(format!(
             "{vm}: frozen for {frozen} ms, {held} ms of them ours"
@@ -347,7 +349,7 @@ fn read_out(
     std::fs::create_dir_all(&maps).with_context(|| format!("cannot make {}", maps.display()))?;
     blockmap::sweep(&maps)?;
     let scratch_dir = ready.job.policy.scratch_dir.clone();
-    let watch = watch::Watch::start(scratch_dir, ready.domain.clone(), ready.room)?;
+    let watch = watch::Watch::start(scratch_dir, ready.domain.clone(), &ready.socket, ready.room)?;
     let mut disks = Vec::new();
     for disk in &ready.disks {
         let sent = stream::disk(session, ready, disk, &key, &maps, &watch)

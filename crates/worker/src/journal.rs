@@ -30,12 +30,17 @@ pub enum Intent {
         /// The file.
         path: PathBuf,
     },
-    /// `temp`, a file of ours, will get the name `path`, which nobody has.
+    /// A directory of ours will exist at this path.
+    Dir {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of ours will get the name `path`, which nobody has.
     Rename {
-        /// Its name so far.
-        temp: PathBuf,
         /// Its name to be.
         path: PathBuf,
+        /// Device and inode, which it keeps: whatever else bears the name later is somebody else's.
+        file: (u64, u64),
     },
     /// A backup job of libvirt will run that serves this socket.
     Backup {
@@ -46,6 +51,11 @@ pub enum Intent {
     },
     /// The guest's file systems will be frozen.
     Freeze {
+        /// UUID of the domain.
+        uuid: String,
+    },
+    /// The guest is thawed again, or was never frozen: a later freeze is somebody else's.
+    Thawed {
         /// UUID of the domain.
         uuid: String,
     },

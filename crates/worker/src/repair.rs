@@ -2,15 +2,18 @@
 //!
 //! A journal says what may be there; libvirt says what is. Only what both name is touched: a backup
 //! job is ended only if it serves the very socket that our journal names, a file is removed only if
-//! our journal names it. The order is that of every teardown: thaw, end the job, remove files.
+//! our journal names it. The order is that of every teardown: thaw, end the job, remove files; what
+//! fails leaves everything behind it as it is.
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use libvirt::xml::BackupView;
-use libvirt::{Connect, Domain, JobState, Operation, Undefine};
+use libvirt::{Connect, Domain, JobState, Keep, Operation, Undefine};
 
 use crate::agent::{self, AgentOf};
 use crate::freeze::{Guest, thaw_until_proven};
@@ -37,7 +40,11 @@ pub fn all(places: &Places, mut say: impl FnMut(String)) -> Result<usize> {
         let _lock = match lock::take(&places.lock(&vm), &vm, "repair", Duration::ZERO) {
             Ok(lock) => lock,
             Err(lock::Error::Busy { .. }) => continue,
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                say(format!("{vm}: {e}"));
+                left += 1;
+                continue;
+            }
         };
         // Its job may have ended meanwhile.
         if !path.exists() {
@@ -82,8 +89,11 @@ pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
             }
         }
     };
+    let thawed = intents
+        .iter()
+        .any(|intent| matches!(intent, Intent::Thawed { .. }));
     for intent in &intents {
-        if let Intent::Freeze { uuid } = intent {
+        if let (Intent::Freeze { uuid }, false) = (intent, thawed) {
             keep(thaw(uuid, say));
         }
     }
@@ -93,14 +103,29 @@ pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
         }
     }
     let kept = intents.iter().rposition(|intent| *intent == Intent::Keep);
-    // Backwards: the domain goes before the images that it names.
-    for intent in intents.iter().skip(kept.map_or(0, |at| at + 1)).rev() {
-        match intent {
-            Intent::Define { uuid } => keep(undefine(uuid, say)),
-            Intent::File { path } => keep(clear(path, say)),
-            // As long as the old name is there, the new one is somebody else's.
-            Intent::Rename { temp, path } if !temp.exists() => keep(clear(path, say)),
-            _ => {}
+    let undone = || intents.iter().skip(kept.map_or(0, |at| at + 1)).rev();
+    for intent in undone() {
+        if let Intent::Define { uuid } = intent {
+            keep(undefine(uuid, say));
+        }
+    }
+    // A domain or a job that is still there may use its files.
+    if first.is_none() {
+        let mut keep = |result: Result<()>| {
+            if let Err(e) = result {
+                match &first {
+                    None => first = Some(e),
+                    Some(_) => eprintln!("repair: {e:#}"),
+                }
+            }
+        };
+        for intent in undone() {
+            match intent {
+                Intent::File { path } => keep(clear(path, say)),
+                Intent::Dir { path } => keep(clear_dir(path, say)),
+                Intent::Rename { path, file } => keep(clear_if(path, *file, say)),
+                _ => {}
+            }
         }
     }
     match first {
@@ -160,7 +185,7 @@ pub(crate) fn end_orphan(domain: &Domain, places: &Places) -> Result<bool> {
         socket.starts_with(places.nbd()) && socket.parent().is_some_and(|room| !room.exists())
     });
     if orphan {
-        domain.adopt_backup().end()?;
+        domain.adopt_backup(&xml).end()?;
     }
     Ok(orphan)
 }
@@ -202,7 +227,7 @@ fn end_backup(uuid: &str, socket: &Path, say: &mut impl FnMut(String)) -> Result
         // Somebody else's backup.
         return Ok(());
     }
-    domain.adopt_backup().end()?;
+    domain.adopt_backup(&xml).end()?;
     say(format!(
         "{}: ended the backup job that was left",
         domain.name()
@@ -226,7 +251,12 @@ fn undefine(uuid: &str, say: &mut impl FnMut(String)) -> Result<()> {
         "{} was started in mid-restore",
         domain.name()
     );
-    domain.undefine(Undefine::default())?;
+    // Its NVRAM file is a file of the journal like any other.
+    let how = Undefine {
+        nvram: Keep::Keep,
+        ..Undefine::default()
+    };
+    domain.undefine(how)?;
     say(format!(
         "{}: undefined, its restore did not end",
         domain.name()
@@ -255,6 +285,31 @@ fn clear(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
         say(format!("removed {}", path.display()));
     }
     Ok(())
+}
+
+/// The same for a directory: a link that stands in its place is not ours.
+fn clear_dir(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
+    match facts(path)? {
+        Some(facts) if facts.is_dir() => clear(path, say),
+        _ => Ok(()),
+    }
+}
+
+/// The same for a name that a file of ours got, if it did.
+fn clear_if(path: &Path, file: (u64, u64), say: &mut impl FnMut(String)) -> Result<()> {
+    match facts(path)? {
+        Some(facts) if (facts.dev(), facts.ino()) == file => clear(path, say),
+        _ => Ok(()),
+    }
+}
+
+/// What is at a path, links not followed.
+fn facts(path: &Path) -> Result<Option<Metadata>> {
+    match path.symlink_metadata() {
+        Ok(facts) => Ok(Some(facts)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot look at {}", path.display())),
+    }
 }
 
 #[cfg(test)]
@@ -290,5 +345,38 @@ mod tests {
         let path = journal.path().to_path_buf();
         super::journal(&path, &mut |_| {}).unwrap();
         assert!(kept.exists() && !gone.exists() && !path.exists());
+    }
+
+    #[test]
+    fn a_file_that_took_our_name_stays_however_often_we_repair() {
+        let dir = tempfile::tempdir().unwrap();
+        let [temp, theirs, ours, link] =
+            ["temp", "theirs", "ours", "link"].map(|name| dir.path().join(name));
+        std::fs::write(&temp, "ours").unwrap();
+        let facts = temp.metadata().unwrap();
+        let file = (facts.dev(), facts.ino());
+        // One name was taken by somebody else, the other we got.
+        std::fs::write(&theirs, "theirs").unwrap();
+        std::fs::hard_link(&temp, &ours).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+        let rename = |path: &PathBuf| Intent::Rename {
+            path: path.clone(),
+            file,
+        };
+        for round in ["j1", "j2"] {
+            let journals = dir.path().join("journal");
+            let mut journal = journals::Journal::begin(&journals, "web01", round, "").unwrap();
+            for intent in [
+                Intent::Dir { path: link.clone() },
+                Intent::File { path: temp.clone() },
+                rename(&theirs),
+                rename(&ours),
+            ] {
+                journal.intend(&intent).unwrap();
+            }
+            super::journal(journal.path(), &mut |_| {}).unwrap();
+            assert_eq!(std::fs::read(&theirs).unwrap(), b"theirs");
+            assert!(!ours.exists() && !temp.exists() && link.is_symlink());
+        }
     }
 }

@@ -166,6 +166,12 @@ fn part(
                 content.extend_from_slice(&bytes);
                 Ok(bytes)
             })?;
+            ensure!(
+                content.len() as u64 == head.size,
+                "{file} of {vm} came with {} bytes of {}",
+                content.len(),
+                head.size
+            );
             taken.small.insert(file.to_owned(), content);
         }
     }

@@ -75,6 +75,11 @@ impl Line {
         })
     }
 
+    /// Shows the plugin that we are there; [`Self::is_gone`] tells then whether it is.
+    pub fn alive(&self) {
+        let _ = self.with(|state| state.writer.empty(Kind::Alive));
+    }
+
     fn tick(&self) {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,

@@ -71,7 +71,8 @@ pub(super) fn disk(
     let (sent, read) = std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let sender: Sender<Block> = sender;
-            scan(layout, data, key, &mut map, |block| {
+            let wanted = || !line.is_gone();
+            scan(layout, data, key, &mut map, wanted, |block| {
                 sender.send(block).context("the sender is gone")
             })
         });
@@ -114,12 +115,14 @@ pub(super) fn disk(
 }
 
 /// Reads everything that is not known to be zero, fingerprints it, records it in `map`, and hands over
-/// the buffers that have something to send. Both connections are closed when this returns.
+/// the buffers that have something to send. Ends early when nobody is there any more for whom it is
+/// `wanted`. Both connections are closed when this returns.
 pub fn scan(
     mut layout: Client,
     mut data: Client,
     key: &Key,
     map: &mut MapWriter,
+    wanted: impl Fn() -> bool,
     mut sink: impl FnMut(Block) -> Result<()>,
 ) -> Result<()> {
     let size = data.size();
@@ -129,6 +132,8 @@ pub fn scan(
     let pool = options.pool(BEHIND);
     let mut prints = Vec::new();
     data.read(extents, &options, &pool, |piece| -> Result<()> {
+        // A disk may be full of zeros: nothing is sent then that would tell.
+        ensure!(wanted(), "the plugin closed the connection");
         // What is zero is zero in a fresh map already.
         if let Piece::Data { offset, bytes } = piece {
             fingerprints(key, &bytes, &mut prints);

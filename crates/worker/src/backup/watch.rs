@@ -4,9 +4,10 @@
 //! a slow Storage Daemon at that very moment. So this is a thread of its own: it shuts the readers
 //! down, then aborts the job, in that order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -21,6 +22,7 @@ const EVERY: Duration = Duration::from_millis(200);
 /// Watches over the room until dropped.
 pub(super) struct Watch {
     shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -31,19 +33,25 @@ struct Shared {
 
 impl Watch {
     /// Begins to watch `dir` for `domain`. With the room reserved there is nothing to watch.
-    pub(super) fn start(dir: PathBuf, domain: Domain, room: scratch::Room) -> Result<Self> {
+    pub(super) fn start(
+        dir: PathBuf,
+        domain: Domain,
+        socket: &Path,
+        room: scratch::Room,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared {
             readers: Mutex::default(),
             over: AtomicBool::new(false),
             short: AtomicBool::new(false),
         });
+        let mut thread = None;
         if room != scratch::Room::Reserved {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("scratch".into())
-                .spawn(move || shared.run(&dir, &domain))?;
+            let socket = socket.to_string_lossy().into_owned();
+            let builder = std::thread::Builder::new().name("scratch".into());
+            thread = Some(builder.spawn(move || shared.run(&dir, &domain, &socket))?);
         }
-        Ok(Self { shared })
+        Ok(Self { shared, thread })
     }
 
     /// Names a reader that must be closed before the job is aborted.
@@ -68,18 +76,18 @@ impl Watch {
 }
 
 impl Shared {
-    fn run(&self, dir: &std::path::Path, domain: &Domain) {
+    fn run(&self, dir: &Path, domain: &Domain, socket: &str) {
         while !self.over.load(Ordering::Acquire) {
             if scratch::is_short(dir) {
                 self.short.store(true, Ordering::Release);
                 let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
                 readers.iter().for_each(ShutdownHandle::shutdown);
-                if let Err(e) = domain.abort_job() {
+                if let Err(e) = domain.abort_backup(Some(socket)) {
                     eprintln!("cannot abort the backup of {}: {e}", domain.name());
                 }
                 return;
             }
-            std::thread::sleep(EVERY);
+            std::thread::park_timeout(EVERY);
         }
     }
 }
@@ -87,5 +95,10 @@ impl Shared {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Release);
+        // An abort that is on its way belongs to this job, not to what comes after it.
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use blockmap::{BLOCK, Header, Key, MapWriter, Root, fingerprints};
 use nbd::{Client, QemuNbd, QemuNbdOptions};
 use relay::message::PartHead;
@@ -48,11 +48,32 @@ pub(super) struct Image {
     writer: Option<Writing>,
 }
 
-/// The writing thread.
+/// The writing thread. What is given up is closed, too, before anybody removes it.
 struct Writing {
-    orders: SyncSender<Order>,
+    orders: Option<SyncSender<Order>>,
     empty: Receiver<Vec<u8>>,
-    thread: JoinHandle<Result<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Writing {
+    fn close(&mut self) -> Result<()> {
+        drop(self.orders.take());
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        // Its message is in the journal already; a second panic, in a drop, would end the worker.
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("the thread that writes panicked")))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if let Err(e) = self.close() {
+            eprintln!("an image that was given up: {e:#}");
+        }
+    }
 }
 
 struct Order {
@@ -161,7 +182,11 @@ impl Image {
 
     fn order(&mut self, offset: u64, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let writer = self.writer.as_ref().context("the image is closed")?;
-        if writer.orders.send(Order { offset, bytes }).is_err() {
+        let sent = writer
+            .orders
+            .as_ref()
+            .is_some_and(|orders| orders.send(Order { offset, bytes }).is_ok());
+        if !sent {
             // The thread ended early: it says why.
             self.close()?;
             bail!("the image was closed early");
@@ -170,14 +195,11 @@ impl Image {
     }
 
     fn close(&mut self) -> Result<()> {
-        let Some(writer) = self.writer.take() else {
+        let Some(mut writer) = self.writer.take() else {
             return Ok(());
         };
-        drop(writer.orders);
         writer
-            .thread
-            .join()
-            .unwrap_or_else(|e| std::panic::resume_unwind(e))
+            .close()
             .with_context(|| format!("cannot write {}", self.temp.display()))
     }
 
@@ -206,9 +228,9 @@ impl Writing {
                 sink.close()
             })?;
         Ok(Self {
-            orders,
+            orders: Some(orders),
             empty,
-            thread,
+            thread: Some(thread),
         })
     }
 }

@@ -31,10 +31,38 @@ pub(super) fn definition(line: &Line, vm: &str, machine: &Machine, xml: &str) ->
     if let Some(path) = &machine.nvram {
         edits.set_nvram(path)?;
     }
+    network(machine, &view, &mut edits)?;
     if machine.renamed {
         rename(line, vm, machine, &view, &mut edits)?;
     }
-    Ok(edits.apply()?)
+    let xml = edits.apply()?;
+    // libvirt goes by these two, and by these two it was made sure that nothing is replaced.
+    let result = DomainView::parse(&xml)?;
+    ensure!(
+        result.name == machine.name && result.uuid.as_ref() == Some(&machine.uuid),
+        "the stored domain.xml is of {:?} ({}), the manifest of {:?} ({}); nothing was put in place",
+        result.name,
+        result.uuid.as_deref().unwrap_or("no UUID"),
+        machine.name,
+        machine.uuid
+    );
+    Ok(xml)
+}
+
+/// Addresses and links of the network cards: a renamed VM keeps no address of the original.
+fn network(machine: &Machine, view: &DomainView, edits: &mut Edits<'_>) -> Result<()> {
+    for (n, interface) in view.interfaces.iter().enumerate() {
+        let old = interface.mac.as_deref().unwrap_or_default();
+        match machine.macs.get(old) {
+            Some(mac) => edits.set_mac(n, mac)?,
+            None if machine.renamed => edits.set_mac(n, &random_mac()?)?,
+            None => {}
+        }
+        if machine.isolated {
+            edits.set_link_down(n)?;
+        }
+    }
+    Ok(())
 }
 
 /// A renamed VM shares nothing writable with the original: no name, UUID, MAC, file.
@@ -47,17 +75,6 @@ fn rename(
 ) -> Result<()> {
     edits.set_name(&machine.name)?;
     edits.set_uuid(&machine.uuid)?;
-    for (n, interface) in view.interfaces.iter().enumerate() {
-        let old = interface.mac.as_deref().unwrap_or_default();
-        let new = match machine.macs.get(old) {
-            Some(mac) => mac.clone(),
-            None => random_mac()?,
-        };
-        edits.set_mac(n, &new)?;
-        if machine.isolated {
-            edits.set_link_down(n)?;
-        }
-    }
     let mut renamed = BTreeMap::new();
     for path in &view.console_files {
         let (dir, file) = path.rsplit_once('/').unwrap_or((".", path));
@@ -65,13 +82,19 @@ fn rename(
     }
     edits.map_console_files(|path| renamed.get(path).cloned())?;
     for disk in &view.disks {
-        if !machine.images.contains_key(&disk.target) && disk.device == "disk" && !disk.readonly {
+        if !machine.images.contains_key(&disk.target) && disk.device != "cdrom" && !disk.readonly {
             line.warn(format!(
                 "{vm}/{}: not in the backup, taken out of {} so that nothing is shared",
                 disk.target, machine.name
             ));
             edits.remove_disk(&disk.target)?;
         }
+    }
+    for shared in view.shared_dirs.iter().chain(&view.hostdevs) {
+        line.warn(format!(
+            "{vm}: {} still has {shared}, like the original; take it out if it must not be shared",
+            machine.name
+        ));
     }
     Ok(())
 }

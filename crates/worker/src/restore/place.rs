@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -67,10 +67,13 @@ pub(super) fn finish(
             Some(machine::definition(line, &vm, machine, xml)?)
         }
     };
+    // Proving takes a while; a restore that was cancelled meanwhile puts nothing in place.
+    still_wanted(line, &vm)?;
     for (temp, path) in &moves {
+        let facts = temp.symlink_metadata()?;
         plan.journal.intend(&Intent::Rename {
-            temp: temp.clone(),
             path: path.clone(),
+            file: (facts.dev(), facts.ino()),
         })?;
         put(temp, path)?;
     }
@@ -86,10 +89,21 @@ pub(super) fn finish(
         (Goal::Files { dir }, _) => line.info(format!("{vm}: files are in {}", dir.display())),
         (Goal::Machine(_), None) => bail!("no definition for VM {vm}"),
     }
+    still_wanted(line, &vm)?;
     plan.journal.intend(&Intent::Keep)?;
     if let Goal::Machine(machine) = &plan.goal {
         start(line, machine)?;
     }
+    Ok(())
+}
+
+/// Fails if nobody waits for this restore any more: its job was cancelled, or the File Daemon is gone.
+fn still_wanted(line: &Line, vm: &str) -> Result<()> {
+    line.alive();
+    ensure!(
+        !line.is_gone(),
+        "the plugin left before the restore of {vm} was done; nothing was put in place"
+    );
     Ok(())
 }
 
@@ -101,11 +115,22 @@ fn prove(line: &Line, plan: &Plan, vm: &str, target: &str, part: u64, found: Roo
                 "{vm}/{target}: no manifest of the job that wrote this part; it cannot be proven"
             );
         }
+        ensure!(
+            plan.newest(target).is_none(),
+            "{vm}/{target}: the manifest that came names another part of this disk; it cannot be proven"
+        );
         line.warn(format!(
             "{vm}/{target}: unverified: no manifest came with it"
         ));
         return Ok(());
     };
+    // A chain whose last part did not come is another instant than the rest of the machine.
+    if let Some(newest) = plan.newest(target) {
+        ensure!(
+            newest.part == part,
+            "{vm}/{target}: the newest part that the manifests name did not come with this restore"
+        );
+    }
     let recorded: Root = record
         .root
         .parse()

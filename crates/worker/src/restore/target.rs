@@ -133,6 +133,12 @@ impl Plan {
         Ok(())
     }
 
+    /// What the newest job of this restore says of a disk.
+    pub(super) fn newest(&self, target: &str) -> Option<&Disk> {
+        let newest = self.manifests.iter().max_by_key(|m| m.job_id)?;
+        newest.disk(target)
+    }
+
     /// The record of the job that wrote a part.
     pub(super) fn record_of(&self, target: &str, part: u64) -> Option<&Disk> {
         self.manifests
@@ -271,6 +277,10 @@ fn machine(
         );
     };
     let renamed = options.name.is_some();
+    ensure!(
+        renamed || options.uuid.is_none(),
+        "a new UUID is for a VM under a new name; give it a name as well"
+    );
     let name = match &options.name {
         Some(name) => {
             relay::name::check(name).context("the new name of the VM")?;
@@ -415,24 +425,47 @@ fn allowed(dir: &Path, roots: &[PathBuf], journal: &mut Journal) -> Result<PathB
     if !clean || !paths::is_below(dir, roots) {
         return Err(refuse());
     }
-    let mut missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    // Links may lead out of what is allowed, so this comes before anything is made.
+    let real = resolve(dir)?;
+    let real_roots: Vec<PathBuf> = roots.iter().filter_map(|root| resolve(root).ok()).collect();
+    if !paths::is_below(&real, &real_roots) {
+        return Err(refuse());
+    }
+    let mut missing: Vec<&Path> = real.ancestors().take_while(|dir| !dir.exists()).collect();
     missing.reverse();
     for dir in missing {
-        journal.intend(&Intent::File { path: dir.into() })?;
+        journal.intend(&Intent::Dir { path: dir.into() })?;
         std::fs::create_dir(dir)
             .with_context(|| format!("cannot make the directory {}", dir.display()))?;
     }
-    // Links may lead out of what is allowed.
-    let real = dir.canonicalize()?;
-    let real_roots: Vec<PathBuf> = roots
-        .iter()
-        .filter_map(|root| root.canonicalize().ok())
-        .collect();
-    if paths::is_below(&real, &real_roots) {
+    // Somebody may have put a link there in that moment.
+    if real.canonicalize()? == real {
         Ok(real)
     } else {
         Err(refuse())
     }
+}
+
+/// A path without links, also if its end does not exist yet. A link to nowhere is an error: what it
+/// should lead to may only be missing at the moment.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let mut end = Vec::new();
+    let mut there = path;
+    loop {
+        match there.symlink_metadata() {
+            Ok(_) => break,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                end.extend(there.file_name());
+                there = there.parent().context("a path begins at the root")?;
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot look at {}", there.display())),
+        }
+    }
+    let mut real = there
+        .canonicalize()
+        .with_context(|| format!("{} leads nowhere; mount or remove it", there.display()))?;
+    real.extend(end.iter().rev());
+    Ok(real)
 }
 
 fn refuse_file(path: &Path) -> Result<()> {
@@ -492,11 +525,17 @@ mod tests {
         assert!(allowed(&root.join("a/b")));
         assert!(!allowed(dir.path()));
         assert!(!allowed(&root.join("../x")));
-        std::os::unix::fs::symlink("/tmp", root.join("link")).unwrap();
-        assert!(!allowed(&root.join("link")));
+        let outside = dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        let [out, nowhere] = ["out", "nowhere"].map(|name| root.join(name));
+        std::os::unix::fs::symlink(&outside, &out).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("missing"), &nowhere).unwrap();
+        assert!(!allowed(&out));
+        assert!(!allowed(&out.join("a")) && !outside.join("a").exists());
+        assert!(!allowed(&nowhere) && !allowed(&nowhere.join("a")));
         // What was made for a restore that fails is known, and goes again.
         repair::journal(journal.path(), &mut |_| {}).unwrap();
-        assert!(!root.join("a").exists() && root.exists());
+        assert!(!root.join("a").exists() && root.exists() && nowhere.is_symlink());
     }
 
     #[test]
