@@ -56,7 +56,7 @@ expect_status() {
     [[ -n $status && $2 == *"$status"* ]] || { job_log "$1" >&2; die "job $1 ended as '$status', not as one of '$2'"; }
 }
 # expect_log JOBID TEXT
-expect_log() { job_log "$1" | grep -qF -- "$2" || { job_log "$1" >&2; die "the log of job $1 does not say: $2"; }; }
+expect_log() { job_log "$1" | grep -F -- "$2" >/dev/null || { job_log "$1" >&2; die "the log of job $1 does not say: $2"; }; }
 
 # backup VM [LEVEL]: a backup that must succeed; prints its JobId.
 backup() {
