@@ -80,57 +80,55 @@ pub fn of_vm(places: &Places, vm: &str, mut say: impl FnMut(String)) -> Result<(
 pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
     let intents = journals::read(path)
         .with_context(|| format!("journal {} is not readable", path.display()))?;
-    let mut first: Option<anyhow::Error> = None;
-    let mut keep = |result: Result<()>| {
-        if let Err(e) = result {
-            match &first {
-                None => first = Some(e),
-                Some(_) => eprintln!("repair: {e:#}"),
-            }
-        }
-    };
+    let mut first = First::default();
     let thawed = intents
         .iter()
         .any(|intent| matches!(intent, Intent::Thawed { .. }));
     for intent in &intents {
         if let (Intent::Freeze { uuid }, false) = (intent, thawed) {
-            keep(thaw(uuid, say));
+            first.keep(thaw(uuid, say));
         }
     }
     for intent in &intents {
         if let Intent::Backup { uuid, socket } = intent {
-            keep(end_backup(uuid, socket, say));
+            first.keep(end_backup(uuid, socket, say));
         }
     }
     let kept = intents.iter().rposition(|intent| *intent == Intent::Keep);
     let undone = || intents.iter().skip(kept.map_or(0, |at| at + 1)).rev();
     for intent in undone() {
         if let Intent::Define { uuid } = intent {
-            keep(undefine(uuid, say));
+            first.keep(undefine(uuid, say));
         }
     }
     // A domain or a job that is still there may use its files.
-    if first.is_none() {
-        let mut keep = |result: Result<()>| {
-            if let Err(e) = result {
-                match &first {
-                    None => first = Some(e),
-                    Some(_) => eprintln!("repair: {e:#}"),
-                }
-            }
-        };
+    if first.0.is_none() {
         for intent in undone() {
-            match intent {
-                Intent::File { path } => keep(clear(path, say)),
-                Intent::Dir { path } => keep(clear_dir(path, say)),
-                Intent::Rename { path, file } => keep(clear_if(path, *file, say)),
-                _ => {}
-            }
+            first.keep(match intent {
+                Intent::File { path } => clear(path, say),
+                Intent::Dir { path } => clear_dir(path, say),
+                Intent::Rename { path, file } => clear_if(path, *file, say),
+                _ => Ok(()),
+            });
         }
     }
-    match first {
+    match first.0 {
         Some(e) => Err(e),
         None => Ok(std::fs::remove_file(path)?),
+    }
+}
+
+/// The first error; clearing up goes on after it, and later ones go to the journal of the host.
+#[derive(Default)]
+struct First(Option<anyhow::Error>);
+
+impl First {
+    fn keep(&mut self, result: Result<()>) {
+        match (result, &self.0) {
+            (Err(e), None) => self.0 = Some(e),
+            (Err(e), Some(_)) => eprintln!("repair: {e:#}"),
+            (Ok(()), _) => {}
+        }
     }
 }
 
