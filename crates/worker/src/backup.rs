@@ -28,6 +28,7 @@ use choose::Chosen;
 use metadata::Metadata;
 use scratch::Room;
 pub use stream::{Block, scan};
+use watch::Watch;
 
 /// How long a job waits for another one of the same VM.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -255,6 +256,9 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         limit_ms: ready.policy.freeze_ms,
         guard: &ready.job.places.guard_socket(),
     };
+    // From before the first byte of scratch: whatever comes after the begin may block.
+    let scratch_dir = ready.job.policy.scratch_dir.clone();
+    let watch = Watch::start(scratch_dir, ready.domain.clone(), &ready.socket, ready.room)?;
     let (backup, instant) = instant::take(
         &line,
         &ready.domain,
@@ -273,7 +277,8 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
             "{vm}: frozen for {frozen} ms, {held} ms of them ours"
         ));
     }
-    let sent = read_out(session, ready, &backup);
+    let sent = read_out(session, ready, &backup, &watch);
+    drop(watch);
     // Every reader is closed by now, whatever happened: only then may the job end.
     let ended = end(ready, backup);
     let (metadata, disks, key) = sent?;
@@ -338,6 +343,7 @@ fn read_out(
     session: &mut Session,
     ready: &Ready<'_>,
     backup: &BackupJob,
+    watch: &Watch,
 ) -> Result<(Metadata, Vec<crate::manifest::Disk>, blockmap::Key)> {
     let vm = ready.vm;
     let metadata = metadata::take(backup.domain(), ready)?;
@@ -348,11 +354,9 @@ fn read_out(
     let maps = ready.job.places.maps(vm);
     std::fs::create_dir_all(&maps).with_context(|| format!("cannot make {}", maps.display()))?;
     blockmap::sweep(&maps)?;
-    let scratch_dir = ready.job.policy.scratch_dir.clone();
-    let watch = watch::Watch::start(scratch_dir, ready.domain.clone(), &ready.socket, ready.room)?;
     let mut disks = Vec::new();
     for disk in &ready.disks {
-        let sent = stream::disk(session, ready, disk, &key, &maps, &watch)
+        let sent = stream::disk(session, ready, disk, &key, &maps, watch)
             .with_context(|| format!("{vm}/{}", disk.target))?;
         disks.push(sent);
     }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use libvirt::Domain;
+use libvirt::{Domain, Ended};
 use nbd::ShutdownHandle;
 
 use super::scratch;
@@ -82,10 +82,12 @@ impl Shared {
                 self.short.store(true, Ordering::Release);
                 let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
                 readers.iter().for_each(ShutdownHandle::shutdown);
-                if let Err(e) = domain.abort_backup(Some(socket)) {
-                    eprintln!("cannot abort the backup of {}: {e}", domain.name());
+                match domain.abort_backup(Some(socket)) {
+                    Ok(Ended::Now) => return,
+                    // It has not begun yet, or is over.
+                    Ok(Ended::Before) => {}
+                    Err(e) => eprintln!("cannot abort the backup of {}: {e}", domain.name()),
                 }
-                return;
             }
             std::thread::park_timeout(EVERY);
         }
