@@ -91,8 +91,15 @@ impl Drop for BackupJob {
 
 fn end(domain: &Domain, socket: Option<&str>) -> Result<Ended> {
     let ended = domain.abort_backup(socket)?;
-    if ended == Ended::Now {
-        domain.wait_for_end_of_backup(END_LIMIT)?;
+    // An abort only asks, and somebody else may have asked before.
+    let start = Instant::now();
+    while domain.serves_backup(socket)? {
+        if start.elapsed() > END_LIMIT {
+            let message = format!("it still runs after {} ms", END_LIMIT.as_millis());
+            let op = "see the end of the backup of";
+            return Err(Error::ours(Kind::Timeout, op, domain.name(), message));
+        }
+        thread::sleep(END_POLL);
     }
     Ok(ended)
 }
@@ -240,12 +247,9 @@ impl Domain {
     }
 
     /// Asks libvirt to end the backup that serves `socket`, and no other job: once that backup is
-    /// over, a migration may run. Does not wait; see [`Domain::wait_for_end_of_backup`].
+    /// over, a migration may run. Does not wait until it is gone, as [`BackupJob::end`] does.
     pub fn abort_backup(&self, socket: Option<&str>) -> Result<Ended> {
-        let ours = self
-            .backup_xml()?
-            .is_some_and(|xml| socket_of(&xml).as_deref() == socket);
-        if !ours {
+        if !self.serves_backup(socket)? {
             return Ok(Ended::Before);
         }
         match self.abort_job() {
@@ -282,18 +286,17 @@ impl Domain {
         }
     }
 
-    /// Waits until no backup runs on the domain. An abort only asks for that.
-    pub fn wait_for_end_of_backup(&self, limit: Duration) -> Result<()> {
-        let start = Instant::now();
-        while self.backup_xml()?.is_some() {
-            if start.elapsed() > limit {
-                let message = format!("it still runs after {} ms", limit.as_millis());
-                let op = "see the end of the backup of";
-                return Err(Error::ours(Kind::Timeout, op, self.name(), message));
-            }
-            thread::sleep(END_POLL);
-        }
-        Ok(())
+    /// Is the backup that runs the one that serves `socket`? XML that cannot be read is an error, not
+    /// a no: whoever takes it for one removes files under a running job.
+    fn serves_backup(&self, socket: Option<&str>) -> Result<bool> {
+        let Some(xml) = self.backup_xml()? else {
+            return Ok(false);
+        };
+        let view = BackupView::parse(&xml).map_err(|e| {
+            let op = "understand the backup of";
+            Error::ours(Kind::Other, op, self.name(), e.to_string())
+        })?;
+        Ok(view.socket.as_deref() == socket)
     }
 
     /// Aborts whatever job runs, and does not wait until it is gone. [`Kind::InvalidState`] if

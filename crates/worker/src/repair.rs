@@ -246,7 +246,7 @@ fn undefine(uuid: &str, say: &mut impl FnMut(String)) -> Result<()> {
     };
     anyhow::ensure!(
         !domain.is_active()?,
-        "{} was started in mid-restore",
+        "{} was started before its restore was done and keeps its images; shut it down, and it is taken back",
         domain.name()
     );
     // Its NVRAM file is a file of the journal like any other.

@@ -16,6 +16,8 @@ use nbd::ShutdownHandle;
 
 use super::scratch;
 
+/// Longest wait for libvirt to take an abort.
+const ABORT: Duration = Duration::from_secs(10);
 /// Time between two looks.
 const EVERY: Duration = Duration::from_millis(200);
 
@@ -82,7 +84,11 @@ impl Shared {
                 self.short.store(true, Ordering::Release);
                 let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
                 readers.iter().for_each(ShutdownHandle::shutdown);
-                match domain.abort_backup(Some(socket)) {
+                let (job, ours) = (domain.clone(), socket.to_owned());
+                let abort = move || job.abort_backup(Some(&ours));
+                // The backup's own end waits for this thread: it may not hang with QEMU.
+                let name = domain.name();
+                match libvirt::deadline::run(ABORT, "abort the backup of", name, abort) {
                     Ok(Ended::Now) => return,
                     // It has not begun yet, or is over.
                     Ok(Ended::Before) => {}
