@@ -334,8 +334,8 @@ impl Checker<'_> {
             }
         };
         let freeze_ms = u64::try_from(vm.freeze_ms.unwrap_or(5000)).unwrap_or(0);
-        if !(100..=10_000).contains(&freeze_ms) {
-            let reason = "is outside 100 to 10000 milliseconds";
+        if !policy::FREEZE_MS.contains(&freeze_ms) {
+            let reason = "is outside 2000 to 10000 milliseconds";
             self.bad(
                 &format!("{key}.freeze_ms"),
                 reason,
