@@ -107,6 +107,12 @@ pub(crate) struct Tier {
 pub(crate) struct Hypervisor {
     /// Host name or address; absent means `lab.address`.
     pub(crate) address: Option<String>,
+    /// Local directory for scratch images.
+    pub(crate) scratch_dir: Option<String>,
+    /// Directories below which a restore may write.
+    pub(crate) restore_dirs: Option<Vec<String>>,
+    /// May a libvirt daemon that is silent over a frozen guest be restarted?
+    pub(crate) restart_libvirt: Option<bool>,
 }
 
 /// A protected VM.

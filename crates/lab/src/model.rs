@@ -81,6 +81,8 @@ pub(crate) struct Hypervisor {
     pub(crate) name: String,
     /// Where its File Daemon listens.
     pub(crate) address: String,
+    /// What its worker and guard are told, VMs apart.
+    pub(crate) policy: policy::Policy,
 }
 
 /// A protected VM.

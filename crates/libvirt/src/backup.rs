@@ -63,7 +63,7 @@ impl BackupJob {
     /// does: see [`deadline`].
     pub fn end(mut self) -> Result<Ended> {
         self.over = true;
-        end(&self.domain, self.socket.as_deref())
+        self.domain.end_backup(self.socket.as_deref())
     }
 
     /// Leaves the job running for somebody else to end.
@@ -83,25 +83,10 @@ impl Drop for BackupJob {
                 DROP_LIMIT,
                 "end the backup of",
                 self.domain.name(),
-                move || end(&domain, socket.as_deref()),
+                move || domain.end_backup(socket.as_deref()),
             );
         }
     }
-}
-
-fn end(domain: &Domain, socket: Option<&str>) -> Result<Ended> {
-    let ended = domain.abort_backup(socket)?;
-    // An abort only asks, and somebody else may have asked before.
-    let start = Instant::now();
-    while domain.serves_backup(socket)? {
-        if start.elapsed() > END_LIMIT {
-            let message = format!("it still runs after {} ms", END_LIMIT.as_millis());
-            let op = "see the end of the backup of";
-            return Err(Error::ours(Kind::Timeout, op, domain.name(), message));
-        }
-        thread::sleep(END_POLL);
-    }
-    Ok(ended)
 }
 
 /// The socket that a `<domainbackup>` serves.
@@ -244,6 +229,22 @@ impl Domain {
             socket: socket_of(backup_xml),
             over: false,
         })
+    }
+
+    /// Ends the backup that serves `socket`, like [`BackupJob::end`], also if somebody else began it.
+    pub fn end_backup(&self, socket: Option<&str>) -> Result<Ended> {
+        let ended = self.abort_backup(socket)?;
+        // An abort only asks, and somebody else may have asked before.
+        let start = Instant::now();
+        while self.serves_backup(socket)? {
+            if start.elapsed() > END_LIMIT {
+                let message = format!("it still runs after {} ms", END_LIMIT.as_millis());
+                let op = "see the end of the backup of";
+                return Err(Error::ours(Kind::Timeout, op, self.name(), message));
+            }
+            thread::sleep(END_POLL);
+        }
+        Ok(ended)
     }
 
     /// Asks libvirt to end the backup that serves `socket`, and no other job: once that backup is

@@ -49,7 +49,7 @@ pub struct Vm {
     /// Freeze the guest's file systems?
     #[serde(default)]
     pub quiesce: Quiesce,
-    /// Longest freeze in milliseconds, 100 to 10000.
+    /// Longest freeze in milliseconds, within [`FREEZE_MS`].
     #[serde(default = "default_freeze_ms")]
     pub freeze_ms: u64,
     /// How the disks are read.
@@ -60,8 +60,15 @@ pub struct Vm {
     pub exclude: Vec<String>,
 }
 
+/// Range of `freeze_ms`: an agent is given whole seconds, and time for the thaw is part of it.
+pub const FREEZE_MS: std::ops::RangeInclusive<u64> = 2_000..=10_000;
+
 fn default_freeze_ms() -> u64 {
     5000
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The whole file.
@@ -77,6 +84,9 @@ pub struct Policy {
     /// besides the directories of the original images.
     #[serde(default = "default_restore_dirs")]
     pub restore_dirs: Vec<PathBuf>,
+    /// May the guard restart a libvirt daemon that answers nobody for 10 s while a guest is frozen?
+    #[serde(default = "yes")]
+    pub restart_libvirt: bool,
     /// Every VM by its key.
     #[serde(default)]
     pub vms: BTreeMap<String, Vm>,
@@ -115,7 +125,7 @@ pub enum Error {
     #[error(transparent)]
     Name(#[from] name::BadName),
     /// A freeze limit is out of range.
-    #[error("vms.{vm}.freeze_ms = {value} is outside 100 to 10000")]
+    #[error("vms.{vm}.freeze_ms = {value} is outside 2000 to 10000")]
     FreezeMs {
         /// The VM's key.
         vm: String,
@@ -131,6 +141,7 @@ impl Policy {
             version: 1,
             scratch_dir: default_scratch(),
             restore_dirs: default_restore_dirs(),
+            restart_libvirt: true,
             vms: BTreeMap::new(),
         }
     }
@@ -152,7 +163,7 @@ impl Policy {
         }
         for (key, vm) in &policy.vms {
             name::check(key)?;
-            if !(100..=10_000).contains(&vm.freeze_ms) {
+            if !FREEZE_MS.contains(&vm.freeze_ms) {
                 return Err(Error::FreezeMs {
                     vm: key.clone(),
                     value: vm.freeze_ms,

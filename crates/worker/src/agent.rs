@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use libvirt::{AgentTimeout, Connect, Domain, Error, Kind};
+use libvirt::{AgentTimeout, Domain, Error, Kind, ShutOffReason, State};
 
 use crate::freeze::{Guest, Trouble};
 
@@ -21,6 +21,7 @@ const PATIENCE: AgentTimeout = AgentTimeout::Within(Duration::from_secs(3));
 pub(crate) struct AgentOf<'a> {
     domain: &'a Domain,
     bounded: Cell<bool>,
+    lifts: bool,
 }
 
 impl<'a> AgentOf<'a> {
@@ -29,6 +30,16 @@ impl<'a> AgentOf<'a> {
         Self {
             domain,
             bounded: Cell::new(false),
+            lifts: true,
+        }
+    }
+
+    /// The same for one call of many: somebody else lifts the limit after the last one.
+    pub(crate) fn for_one_call(domain: &'a Domain) -> Self {
+        Self {
+            domain,
+            bounded: Cell::new(false),
+            lifts: false,
         }
     }
 
@@ -48,14 +59,32 @@ impl<'a> AgentOf<'a> {
     fn trouble(&self, error: &Error) -> Trouble {
         match error.kind {
             Kind::NotFound => Trouble::Gone,
-            Kind::InvalidState | Kind::AgentUnavailable
-                if self.domain.state().is_ok_and(libvirt::State::is_off) =>
-            {
-                Trouble::Gone
-            }
-            _ if error.leaves_freeze_in_doubt() => Trouble::Unknown(error.message.clone()),
-            _ => Trouble::Refused(error.message.clone()),
+            Kind::ConnectionLost | Kind::Timeout => Trouble::Lost(error.message.clone()),
+            Kind::InvalidState | Kind::AgentUnavailable => match self.domain.state() {
+                Ok(state) if state.is_off() => self.off(state),
+                _ => unclear(error),
+            },
+            _ => unclear(error),
         }
+    }
+
+    /// Off, but its memory may live on with the file systems in it frozen.
+    fn off(&self, state: State) -> Trouble {
+        let saved = self.domain.has_managed_save().unwrap_or(true);
+        match state {
+            State::ShutOff(ShutOffReason::Saved) => Trouble::Away("saved to a file"),
+            State::ShutOff(ShutOffReason::Migrated) => Trouble::Away("migrated to another host"),
+            _ if saved => Trouble::Away("saved to a file"),
+            _ => Trouble::Gone,
+        }
+    }
+}
+
+fn unclear(error: &Error) -> Trouble {
+    if error.leaves_freeze_in_doubt() {
+        Trouble::Unknown(error.message.clone())
+    } else {
+        Trouble::Refused(error.message.clone())
     }
 }
 
@@ -89,14 +118,14 @@ impl Guest for AgentOf<'_> {
 
 impl Drop for AgentOf<'_> {
     fn drop(&mut self) {
-        if self.bounded.get() {
-            // What libvirt begins with. A domain that is gone has no limit either.
-            let _ = self.domain.set_agent_timeout(AgentTimeout::Forever);
+        if self.bounded.get() && self.lifts {
+            lift(self.domain);
         }
     }
 }
 
-/// Opens a connection of our own and finds the domain.
-pub(crate) fn find(uuid: &str) -> Result<Domain, Error> {
-    Connect::open(URI)?.by_uuid(uuid)
+/// Lets libvirt wait for the agent as long as it does by itself.
+pub(crate) fn lift(domain: &Domain) {
+    // A domain that is gone has no limit either.
+    let _ = domain.set_agent_timeout(AgentTimeout::Forever);
 }

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libvirt::xml::{BackupDisk, BackupRead, DomainView, backup_xml};
-use libvirt::{BackupFlags, BackupJob, Connect, Domain, State, XmlFlags};
+use libvirt::{BackupFlags, BackupJob, Connect, Domain, Kind, State, XmlFlags};
 use relay::message::{End, FileHead, FileKind, Level};
 use relay::policy::Vm;
 
 use crate::agent;
+use crate::guard::{Room, Scratch, Ward};
 use crate::journal::{Intent, Journal};
 use crate::manifest::{LeftOut, Manifest};
 use crate::paths::Places;
@@ -26,12 +27,15 @@ use crate::session::{Line, Session};
 use crate::{keys, lock, paths, repair};
 use choose::Chosen;
 use metadata::Metadata;
-use scratch::Room;
 pub use stream::{Block, scan};
 use watch::Watch;
 
 /// How long a job waits for another one of the same VM.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+/// How long libvirt may take over everything that is asked before the instant, or after it.
+const ASK_LIMIT: Duration = Duration::from_secs(90);
+/// How long making the scratch images may take: their blocks are reserved, not written.
+const SCRATCH_LIMIT: Duration = Duration::from_secs(300);
 
 /// Everything that is known before the guest is touched.
 struct Ready<'a> {
@@ -43,7 +47,8 @@ struct Ready<'a> {
     disks: Vec<Chosen>,
     sizes: Vec<u64>,
     left_out: Vec<LeftOut>,
-    room: Room,
+    /// Are there images of guests where the scratch images will be?
+    beside_images: bool,
     socket: PathBuf,
     scratches: Vec<PathBuf>,
 }
@@ -54,11 +59,13 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
     let (vm, policy) = job.vm()?;
     check_job_name(&job.hello.job)?;
     let _lock = lock::take(&job.places.lock(vm), vm, &job.hello.job, LOCK_PATIENCE)?;
+    let limit = line.within(ASK_LIMIT, format!("prepare the backup of {vm}"));
     repair::of_vm(&job.places, vm, |text| {
         line.warn(format!("{vm}: earlier job: {text}"))
     })
     .with_context(|| format!("cannot clear what an earlier job of {vm} left"))?;
     let ready = prepare(&line, vm, policy, job)?;
+    drop(limit);
     announce(&line, &ready);
     let mut journal = Journal::begin(
         &job.places.journal(),
@@ -131,7 +138,7 @@ fn find(vm: &str, policy: &Vm) -> Result<(Connect, Domain)> {
     };
     match found {
         Ok(domain) => Ok((connect, domain)),
-        Err(e) if e.kind == libvirt::Kind::NotFound => bail!(
+        Err(e) if e.kind == Kind::NotFound => bail!(
             "VM {vm}: no domain {:?} on this hypervisor; correct vms.{vm} in lab.toml or retire it",
             policy.domain
         ),
@@ -154,7 +161,7 @@ fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result
         .map(|disk| Ok(domain.block_info(&disk.target)?.capacity_bytes))
         .collect::<Result<Vec<u64>>>()?;
     let scratch_dir = &job.policy.scratch_dir;
-    let room = scratch::check(scratch_dir, sizes.iter().sum())?;
+    let beside_images = scratch::check(scratch_dir, &disks)?;
     let name = &job.hello.job;
     if view.tpm.is_some() {
         line.warn(format!(
@@ -166,7 +173,7 @@ fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result
         policy,
         job,
         connect,
-        room,
+        beside_images,
         socket: socket::path(&job.places.nbd(), job.hello.job_id),
         scratches: disks
             .iter()
@@ -212,12 +219,6 @@ fn announce(line: &Line, ready: &Ready<'_>) {
             disk.target, disk.reason
         ));
     }
-    if let Room::Tight { free } = ready.room {
-        line.warn(format!(
-            "{vm}: scratch is not reserved, {} MiB are free; the backup stops before they are used up",
-            free >> 20
-        ));
-    }
     if ready.job.hello.level != Some(Level::Full) {
         line.info(format!(
             "{vm}: every disk starts over in this job: increments are not made yet"
@@ -229,10 +230,21 @@ fn announce(line: &Line, ready: &Ready<'_>) {
 fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> Result<Manifest> {
     let line = session.line().clone();
     let vm = ready.vm;
+    // From before the first byte of scratch: whatever comes after the begin may block.
+    let watch = Watch::start(ready.job.places.guard_socket(), ward(ready))?;
+    if let Room::Tight { limit } = watch.room() {
+        line.warn(format!(
+            "{vm}: scratch is not reserved; the backup ends before its images occupy {} MiB",
+            limit >> 20
+        ));
+    }
+    let limit = line.within(SCRATCH_LIMIT, format!("make the scratch images of {vm}"));
     for ((path, disk), size) in ready.scratches.iter().zip(&ready.disks).zip(&ready.sizes) {
         journal.intend(&Intent::File { path: path.clone() })?;
-        scratch::create(path, disk, *size, ready.room)?;
+        scratch::create(path, disk, *size, watch.room())?;
     }
+    drop(limit);
+    let limit = line.within(ASK_LIMIT, format!("begin the backup of {vm}"));
     let uuid = ready.domain.uuid().to_owned();
     let again = uuid.clone();
     let room = ready
@@ -254,11 +266,9 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         job: &ready.job.hello.job,
         quiesce: ready.policy.quiesce,
         limit_ms: ready.policy.freeze_ms,
+        restart_libvirt: ready.job.policy.restart_libvirt,
         guard: &ready.job.places.guard_socket(),
     };
-    // From before the first byte of scratch: whatever comes after the begin may block.
-    let scratch_dir = ready.job.policy.scratch_dir.clone();
-    let watch = Watch::start(scratch_dir, ready.domain.clone(), &ready.socket, ready.room)?;
     let (backup, instant) = instant::take(
         &line,
         &ready.domain,
@@ -277,10 +287,11 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
             "{vm}: frozen for {frozen} ms, {held} ms of them ours"
         ));
     }
+    drop(limit);
     let sent = read_out(session, ready, &backup, &watch);
-    drop(watch);
     // Every reader is closed by now, whatever happened: only then may the job end.
     let ended = end(ready, backup);
+    drop(watch);
     let (metadata, disks, key) = sent?;
     ended?;
     Ok(Manifest {
@@ -299,6 +310,25 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         left_out: ready.left_out.clone(),
         nvram: metadata.nvram,
     })
+}
+
+/// What the guard must know of the job.
+fn ward(ready: &Ready<'_>) -> Ward {
+    let scratch = Scratch {
+        dir: ready.job.policy.scratch_dir.clone(),
+        images: ready.scratches.clone(),
+        total: ready.sizes.iter().sum(),
+        beside_images: ready.beside_images,
+        granted: None,
+    };
+    let socket = ready.socket.clone();
+    Ward::new(
+        ready.vm,
+        ready.domain.uuid(),
+        &ready.job.hello.job,
+        socket,
+        scratch,
+    )
 }
 
 /// The XML of the backup job.
@@ -346,7 +376,10 @@ fn read_out(
     watch: &Watch,
 ) -> Result<(Metadata, Vec<crate::manifest::Disk>, blockmap::Key)> {
     let vm = ready.vm;
+    let line = session.line().clone();
+    let limit = line.within(ASK_LIMIT, format!("read the definition of {vm}"));
     let metadata = metadata::take(backup.domain(), ready)?;
+    drop(limit);
     for (file, content) in &metadata.files {
         session.small_file(&head(vm, file, content.len() as u64, 0), content)?;
     }
@@ -363,16 +396,23 @@ fn read_out(
     Ok((metadata, disks, key))
 }
 
-/// Ends libvirt's job. A call that hangs is given up after a while; repair finds the job.
+/// Ends libvirt's job, if need be on a connection of its own. A call that hangs is given up after a
+/// while; repair finds the job.
 fn end(ready: &Ready<'_>, backup: BackupJob) -> Result<()> {
-    let name = ready.domain.name().to_owned();
-    libvirt::deadline::run(
-        Duration::from_secs(60),
-        "end the backup of",
-        &name,
-        move || backup.end(),
-    )
-    .with_context(|| format!("the backup job of {} may still run", ready.vm))?;
+    const LIMIT: Duration = Duration::from_secs(40);
+    let (op, name) = ("end the backup of", ready.domain.name());
+    let ended = match libvirt::deadline::run(LIMIT, op, name, move || backup.end()) {
+        // The daemon was restarted, or this connection hangs.
+        Err(e) if matches!(e.kind, Kind::ConnectionLost | Kind::Timeout) => {
+            let uuid = ready.domain.uuid().to_owned();
+            let socket = ready.socket.to_string_lossy().into_owned();
+            libvirt::deadline::run_on_new(agent::URI, LIMIT, op, name, move |connect| {
+                connect.by_uuid(&uuid)?.end_backup(Some(&socket))
+            })
+        }
+        ended => ended,
+    };
+    ended.with_context(|| format!("the backup job of {} may still run", ready.vm))?;
     Ok(())
 }
 

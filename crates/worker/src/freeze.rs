@@ -30,6 +30,12 @@ pub enum Trouble {
     /// There is no guest to harm any more: the domain is off or gone.
     #[error("the domain is not running")]
     Gone,
+    /// The domain is off, but its memory lives on: it is frozen still when it comes back.
+    #[error("the domain was {0} while it may have been frozen")]
+    Away(&'static str),
+    /// libvirt itself does not answer.
+    #[error("libvirt does not answer: {0}")]
+    Lost(String),
     /// The agent is not there or said no before anything began.
     #[error("the guest agent refuses: {0}")]
     Refused(String),
@@ -44,13 +50,33 @@ const PROOF_GAP: Duration = Duration::from_secs(1);
 /// Thaws until the agent said *thawed* twice, a second apart, or the guest is gone.
 ///
 /// The second look catches a freeze that was still queued in the agent when the first one passed.
-/// Returns the number of file systems that thaws reported, and whether it took `patience` and
-/// more, in which case `late` was called once so that somebody hears of it.
+/// Returns the number of file systems that thaws reported. When it takes `patience` and more, `late`
+/// is called once so that somebody hears of it.
 pub fn thaw_until_proven(
     guest: &impl Guest,
     patience: Duration,
     mut late: impl FnMut(&Trouble),
 ) -> u32 {
+    thaw_while(guest, patience, |trouble| {
+        late(trouble);
+        true
+    })
+    // It never gives up.
+    .unwrap_or_default()
+}
+
+/// Like [`thaw_until_proven`], but gives up with the last trouble after `patience`: somebody else
+/// goes on.
+pub fn thaw_within(guest: &impl Guest, patience: Duration) -> Result<u32, Trouble> {
+    thaw_while(guest, patience, |_| false)
+}
+
+/// Thaws until that is proven. `late` is called once, after `patience`, and says whether to go on.
+fn thaw_while(
+    guest: &impl Guest,
+    patience: Duration,
+    mut late: impl FnMut(&Trouble) -> bool,
+) -> Result<u32, Trouble> {
     let start = Instant::now();
     let mut thawed = 0;
     let mut told = false;
@@ -60,15 +86,20 @@ pub fn thaw_until_proven(
             .thaw()
             .map(|count| thawed += count)
             .and_then(|()| guest.is_frozen());
+        let step = match step {
+            Ok(true) => Err(Trouble::Unknown("it says that it is still frozen".into())),
+            step => step,
+        };
         match step {
-            Ok(false) => proofs += 1,
-            Ok(true) => proofs = 0,
-            Err(Trouble::Gone) => return thawed,
+            Ok(_) => proofs += 1,
+            Err(Trouble::Gone) => return Ok(thawed),
             Err(trouble) => {
                 proofs = 0;
                 if !told && start.elapsed() >= patience {
                     told = true;
-                    late(&trouble);
+                    if !late(&trouble) {
+                        return Err(trouble);
+                    }
                 }
             }
         }
@@ -76,7 +107,7 @@ pub fn thaw_until_proven(
             guest.sleep(PROOF_GAP);
         }
     }
-    thawed
+    Ok(thawed)
 }
 
 #[cfg(test)]
@@ -125,6 +156,21 @@ mod tests {
     #[test]
     fn a_guest_that_is_gone_needs_no_thaw() {
         assert_eq!(looks(vec![Err(Trouble::Gone)]), 1);
+    }
+
+    #[test]
+    fn a_saved_guest_is_thawed_when_it_comes_back() {
+        let away = || Err(Trouble::Away("saved to a file"));
+        assert_eq!(looks(vec![away(), away(), Ok(true), Ok(false)]), 5);
+    }
+
+    #[test]
+    fn whoever_has_somebody_behind_gives_up() {
+        let lost = || Err(Trouble::Lost("x".into()));
+        let guest = Script(RefCell::new(vec![lost()].into()), RefCell::default());
+        let given_up = thaw_within(&guest, Duration::ZERO);
+        assert_eq!(given_up, Err(Trouble::Lost("x".into())));
+        assert_eq!(thaw_within(&guest, Duration::ZERO), Ok(0));
     }
 
     #[test]

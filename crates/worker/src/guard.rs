@@ -1,29 +1,55 @@
-//! The lease between a worker and the resident guard.
+//! What a worker and the resident guard say to each other.
 //!
-//! No guest is frozen without a lease. The guard outlives the worker: when the lease runs out, or
-//! the connection closes without a release, it ends the worker and thaws the guest until that is
-//! proven. One line of JSON each way over a Unix socket:
+//! The guard outlives the worker. One line of JSON each way over a Unix socket; a connection is
+//! either a **lease** on a freeze or the **watch** over a whole job:
 //!
 //! ```text
 //! worker  {"ask":"lease","version":1,"vm":…,"uuid":…,"job":…,"limit_ms":…}
 //! guard   {"granted":true}                     or {"granted":false,"why":…}
+//! worker  {"ask":"doubt"}                      the freeze failed and may still come: only thaw
 //! worker  {"ask":"release"}                    when the thaw is proven
 //! guard   {"held":true}
+//!
+//! worker  {"ask":"watch","version":1,"vm":…,"uuid":…,"job":…,"socket":…,"scratch":{…}}
+//! guard   {"granted":true,"room":"reserved"}   or {"tight":{"limit":…}}, or granted false and why
+//! worker  {"ask":"beat"}                       every second
+//! guard   {"stop":"…"}                         scratch runs short: close the readers
+//! worker  {"ask":"closed"}                     then the guard aborts the backup
+//! worker  {"ask":"release"}
 //! ```
+//!
+//! No guest is frozen without a lease. When it runs out, or its connection closes without a release,
+//! the guard ends the worker and thaws the guest until that is proven. A worker that is silent on its
+//! watch is ended too, so that a process that was stopped or hangs cannot hold a backup open.
 
 mod client;
+mod lines;
+mod remote;
+mod room;
 mod server;
+mod service;
+mod ward;
 
-pub use client::Lease;
+pub use client::{Lease, Pulse, Told, end_watch};
+pub(crate) use remote::Remote;
+pub use room::Room;
 pub use server::serve;
+pub use ward::{Look, Scratch, Ward};
 
 use serde::{Deserialize, Serialize};
+
+/// Version of the lines of this protocol, and of a lease's file.
+const VERSION: u32 = 1;
 
 /// What a worker says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "lowercase")]
 enum Ask {
     Lease(Terms),
+    Doubt,
+    Watch(Ward),
+    Beat,
+    Closed,
     Release,
 }
 
@@ -31,7 +57,7 @@ enum Ask {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// Version of this line: 1.
-    pub version: u32,
+    version: u32,
     /// The VM's key.
     pub vm: String,
     /// UUID of the domain.
@@ -40,13 +66,31 @@ pub struct Terms {
     pub job: String,
     /// How long the guest may be frozen, in milliseconds from the grant.
     pub limit_ms: u64,
+    /// May a libvirt daemon that is silent over the frozen guest be restarted?
+    pub restart_libvirt: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl Terms {
+    /// The terms under which `job` may freeze the domain for `limit_ms` milliseconds.
+    pub fn new(vm: &str, uuid: &str, job: &str, limit_ms: u64, restart_libvirt: bool) -> Self {
+        Self {
+            version: VERSION,
+            vm: vm.into(),
+            uuid: uuid.into(),
+            job: job.into(),
+            limit_ms,
+            restart_libvirt,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Granted {
     granted: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    room: Option<Room>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,24 +98,7 @@ struct Held {
     held: bool,
 }
 
-/// Longest line either side accepts, in bytes.
-const MAX_LINE: u64 = 4096;
-
-/// Reads one line; an error if it does not end or is too long.
-fn read_line(from: &mut impl std::io::Read) -> std::io::Result<String> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    loop {
-        if from.read(&mut byte)? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        match byte {
-            [b'\n'] => break,
-            [other] => line.push(other),
-        }
-        if line.len() as u64 > MAX_LINE {
-            return Err(std::io::ErrorKind::InvalidData.into());
-        }
-    }
-    String::from_utf8(line).map_err(|_| std::io::ErrorKind::InvalidData.into())
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stop {
+    stop: String,
 }

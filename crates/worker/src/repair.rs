@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use libvirt::xml::BackupView;
-use libvirt::{Connect, Domain, JobState, Keep, Operation, Undefine};
+use libvirt::{Domain, JobState, Keep, Kind, Operation, Undefine, deadline};
 
-use crate::agent::{self, AgentOf};
-use crate::freeze::{Guest, thaw_until_proven};
+use crate::agent;
+use crate::freeze::{Guest, Trouble, thaw_within};
+use crate::guard::Remote;
 use crate::journal::{self as journals, Intent};
 use crate::lock;
 use crate::paths::Places;
@@ -24,6 +25,13 @@ use crate::paths::Places;
 /// How long a begin of a backup may take that its worker did not see through. Below what systemd gives
 /// the repair after a worker.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long libvirt may take over the end of one backup, its begin included.
+const END_LIMIT: Duration = Duration::from_secs(45);
+/// How long libvirt may take over anything else.
+const ASK_LIMIT: Duration = Duration::from_secs(20);
+/// How long a thaw is tried here; the guard goes on with it.
+const THAW_LIMIT: Duration = Duration::from_secs(10);
 
 /// Repairs every VM whose lock is free. Returns how many journals are left.
 ///
@@ -55,12 +63,12 @@ pub fn all(places: &Places, mut say: impl FnMut(String)) -> Result<usize> {
             left += 1;
         }
     }
-    for domain in Connect::open(agent::URI)?.domains()? {
-        match end_orphan(&domain, places) {
+    for (name, ended) in end_orphans(places)? {
+        match ended {
             Ok(false) => {}
-            Ok(true) => say(format!("{}: ended an orphaned backup job", domain.name())),
+            Ok(true) => say(format!("{name}: ended an orphaned backup job")),
             // A domain that went away meanwhile has no job either.
-            Err(e) => eprintln!("repair: {}: {e:#}", domain.name()),
+            Err(e) => eprintln!("repair: {name}: {e:#}"),
         }
     }
     Ok(left)
@@ -86,30 +94,32 @@ pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
         .any(|intent| matches!(intent, Intent::Thawed { .. }));
     for intent in &intents {
         if let (Intent::Freeze { uuid }, false) = (intent, thawed) {
-            first.keep(thaw(uuid, say));
+            first.keep(thaw(uuid), say);
         }
     }
+    // A domain or a job that is still there may use its files.
+    let mut in_use = false;
     for intent in &intents {
         if let Intent::Backup { uuid, socket } = intent {
-            first.keep(end_backup(uuid, socket, say));
+            in_use |= !first.keep(end_backup(uuid, socket), say);
         }
     }
     let kept = intents.iter().rposition(|intent| *intent == Intent::Keep);
     let undone = || intents.iter().skip(kept.map_or(0, |at| at + 1)).rev();
     for intent in undone() {
         if let Intent::Define { uuid } = intent {
-            first.keep(undefine(uuid, say));
+            in_use |= !first.keep(undefine(uuid), say);
         }
     }
-    // A domain or a job that is still there may use its files.
-    if first.0.is_none() {
+    if !in_use {
         for intent in undone() {
-            first.keep(match intent {
-                Intent::File { path } => clear(path, say),
-                Intent::Dir { path } => clear_dir(path, say),
-                Intent::Rename { path, file } => clear_if(path, *file, say),
-                _ => Ok(()),
-            });
+            let cleared = match intent {
+                Intent::File { path } => clear(path),
+                Intent::Dir { path } => clear_dir(path),
+                Intent::Rename { path, file } => clear_if(path, *file),
+                _ => Ok(None),
+            };
+            first.keep(cleared, say);
         }
     }
     match first.0 {
@@ -123,51 +133,82 @@ pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
 struct First(Option<anyhow::Error>);
 
 impl First {
-    fn keep(&mut self, result: Result<()>) {
-        match (result, &self.0) {
-            (Err(e), None) => self.0 = Some(e),
-            (Err(e), Some(_)) => eprintln!("repair: {e:#}"),
-            (Ok(()), _) => {}
+    /// Takes how a step went, and what there is to say of it; true if it went well.
+    fn keep(&mut self, result: Result<Option<String>>, say: &mut impl FnMut(String)) -> bool {
+        match result {
+            Ok(said) => {
+                if let Some(text) = said {
+                    say(text);
+                }
+                return true;
+            }
+            Err(e) if self.0.is_none() => self.0 = Some(e),
+            Err(e) => eprintln!("repair: {e:#}"),
         }
+        false
     }
 }
 
-/// The domain, or nothing if it is gone.
-fn domain(uuid: &str) -> Result<Option<Domain>> {
-    match agent::find(uuid) {
-        Ok(domain) => Ok(Some(domain)),
-        Err(e) if e.kind == libvirt::Kind::NotFound => Ok(None),
+/// What libvirt says of the domain, or nothing if there is none. The call has a time limit and a
+/// connection of its own: whoever left this behind may have died of a libvirt that hangs.
+fn on_domain<T: Send + 'static>(
+    limit: Duration,
+    op: &'static str,
+    uuid: &str,
+    call: impl FnOnce(&Domain) -> Result<T> + Send + 'static,
+) -> Result<Option<T>> {
+    let wanted = uuid.to_owned();
+    let answer = deadline::run_on_new(agent::URI, limit, op, uuid, move |connect| {
+        Ok(call(&connect.by_uuid(&wanted)?))
+    });
+    match answer {
+        Ok(answer) => answer.map(Some),
+        Err(e) if e.kind == Kind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
-fn thaw(uuid: &str, say: &mut impl FnMut(String)) -> Result<()> {
-    let Some(domain) = domain(uuid)? else {
-        return Ok(());
-    };
-    if !domain.is_active()? {
-        return Ok(());
-    }
-    let agent = AgentOf::new(&domain);
-    match agent.is_frozen() {
-        Ok(false) | Err(crate::freeze::Trouble::Gone) => Ok(()),
-        Ok(true) => {
-            thaw_until_proven(&agent, Duration::from_secs(5), |trouble| {
-                eprintln!("repair: {}: {trouble}", domain.name());
-            });
-            say(format!("{}: thawed", domain.name()));
-            Ok(())
-        }
+/// Thaws a guest whose worker died over its freeze.
+fn thaw(uuid: &str) -> Result<Option<String>> {
+    let guest = Remote::new(uuid, false);
+    match guest.is_frozen() {
+        Ok(false) | Err(Trouble::Gone) => return Ok(None),
         // Whoever froze had a lease, and the guard keeps that until the thaw is proven. An agent that
         // is gone for good must not stand in the way of every later job.
-        Err(trouble) => {
-            say(format!(
-                "{}: the guard answers for its thaw: {trouble}",
-                domain.name()
-            ));
-            Ok(())
+        Err(trouble @ (Trouble::Refused(_) | Trouble::Unknown(_))) => {
+            return Ok(Some(format!(
+                "domain {uuid}: the guard answers for its thaw: {trouble}"
+            )));
         }
+        Err(trouble @ Trouble::Away(_)) => {
+            return Err(trouble)
+                .with_context(|| format!("domain {uuid} is thawed when it runs again"));
+        }
+        Ok(true) | Err(Trouble::Lost(_)) => {}
     }
+    thaw_within(&guest, THAW_LIMIT)
+        .with_context(|| format!("domain {uuid} is not proven thawed; it is tried again"))?;
+    Ok(Some(format!("domain {uuid}: thawed")))
+}
+
+/// Ends the backup jobs of this host that nobody has any more.
+fn end_orphans(places: &Places) -> Result<Vec<(String, Result<bool>)>> {
+    let domains = deadline::run_on_new(agent::URI, ASK_LIMIT, "list", agent::URI, |connect| {
+        connect.domains()
+    })?;
+    Ok(domains
+        .iter()
+        .map(|domain| {
+            let places = places.clone();
+            let ended = on_domain(END_LIMIT, "end the backup of", domain.uuid(), move |d| {
+                end_orphan(d, &places)
+            });
+            (
+                domain.name().to_owned(),
+                ended.map(|ended| ended == Some(true)),
+            )
+        })
+        .collect())
 }
 
 /// Ends a backup job that began after its worker was dead and cleared up; true if there was one.
@@ -196,7 +237,7 @@ fn backup_to_come(domain: &Domain) -> Result<Option<String>> {
         let xml = domain.backup_xml()?;
         let job = match domain.job() {
             Ok(job) => job,
-            Err(e) if e.kind == libvirt::Kind::InvalidState => return Ok(None),
+            Err(e) if e.kind == Kind::InvalidState => return Ok(None),
             Err(e) => return Err(e.into()),
         };
         if xml.is_some() || job.state == JobState::None {
@@ -214,23 +255,23 @@ fn backup_to_come(domain: &Domain) -> Result<Option<String>> {
     }
 }
 
-fn end_backup(uuid: &str, socket: &Path, say: &mut impl FnMut(String)) -> Result<()> {
-    let Some(domain) = domain(uuid)? else {
-        return Ok(());
-    };
-    let Some(xml) = backup_to_come(&domain)? else {
-        return Ok(());
-    };
-    if !serves(&xml, socket) {
-        // Somebody else's backup.
-        return Ok(());
-    }
-    domain.adopt_backup(&xml).end()?;
-    say(format!(
-        "{}: ended the backup job that was left",
-        domain.name()
-    ));
-    Ok(())
+fn end_backup(uuid: &str, socket: &Path) -> Result<Option<String>> {
+    let socket = socket.to_owned();
+    on_domain(END_LIMIT, "end the backup of", uuid, move |domain| {
+        let Some(xml) = backup_to_come(domain)? else {
+            return Ok(None);
+        };
+        if !serves(&xml, &socket) {
+            // Somebody else's backup.
+            return Ok(None);
+        }
+        domain.adopt_backup(&xml).end()?;
+        Ok(Some(format!(
+            "{}: ended the backup job that was left",
+            domain.name()
+        )))
+    })
+    .map(Option::flatten)
 }
 
 /// Does this `<domainbackup>` serve that socket?
@@ -240,26 +281,24 @@ fn serves(xml: &str, socket: &Path) -> bool {
 }
 
 /// Undefines a domain that an unfinished restore defined. It was not there before, says the journal.
-fn undefine(uuid: &str, say: &mut impl FnMut(String)) -> Result<()> {
-    let Some(domain) = domain(uuid)? else {
-        return Ok(());
-    };
-    anyhow::ensure!(
-        !domain.is_active()?,
-        "{} was started before its restore was done and keeps its images; shut it down, and it is taken back",
-        domain.name()
-    );
-    // Its NVRAM file is a file of the journal like any other.
-    let how = Undefine {
-        nvram: Keep::Keep,
-        ..Undefine::default()
-    };
-    domain.undefine(how)?;
-    say(format!(
-        "{}: undefined, its restore did not end",
-        domain.name()
-    ));
-    Ok(())
+fn undefine(uuid: &str) -> Result<Option<String>> {
+    on_domain(ASK_LIMIT, "undefine", uuid, |domain| {
+        anyhow::ensure!(
+            !domain.is_active()?,
+            "{} was started before its restore was done and keeps its images; shut it down, and it is taken back",
+            domain.name()
+        );
+        // Its NVRAM file is a file of the journal like any other.
+        let how = Undefine {
+            nvram: Keep::Keep,
+            ..Undefine::default()
+        };
+        domain.undefine(how)?;
+        Ok(format!(
+            "{}: undefined, its restore did not end",
+            domain.name()
+        ))
+    })
 }
 
 /// Removes a file or an empty directory; true if it was there.
@@ -278,26 +317,23 @@ pub(crate) fn remove(path: &Path) -> Result<bool> {
     }
 }
 
-fn clear(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
-    if remove(path)? {
-        say(format!("removed {}", path.display()));
-    }
-    Ok(())
+fn clear(path: &Path) -> Result<Option<String>> {
+    Ok(remove(path)?.then(|| format!("removed {}", path.display())))
 }
 
 /// The same for a directory: a link that stands in its place is not ours.
-fn clear_dir(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
+fn clear_dir(path: &Path) -> Result<Option<String>> {
     match facts(path)? {
-        Some(facts) if facts.is_dir() => clear(path, say),
-        _ => Ok(()),
+        Some(facts) if facts.is_dir() => clear(path),
+        _ => Ok(None),
     }
 }
 
 /// The same for a name that a file of ours got, if it did.
-fn clear_if(path: &Path, file: (u64, u64), say: &mut impl FnMut(String)) -> Result<()> {
+fn clear_if(path: &Path, file: (u64, u64)) -> Result<Option<String>> {
     match facts(path)? {
-        Some(facts) if (facts.dev(), facts.ino()) == file => clear(path, say),
-        _ => Ok(()),
+        Some(facts) if (facts.dev(), facts.ino()) == file => clear(path),
+        _ => Ok(None),
     }
 }
 

@@ -3,14 +3,19 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use relay::frame::{self, Header, Kind, Reader, Writer};
 use relay::message::{Ask, Class, End, Fail, FileHead, Go, Hello, Known, Log};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Longest silence towards the plugin; it gives up after a multiple of this.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a job may go on after the plugin left: reading stops at once, but libvirt's job and files
+/// must be cleared up.
+const LINGER: Duration = Duration::from_secs(90);
 
 /// Bytes on their way to the plugin. Less than a few records costs a change of process for each.
 const QUEUE: usize = 1 << 20;
@@ -20,6 +25,19 @@ const QUEUE: usize = 1 << 20;
 pub struct Line {
     state: Mutex<State>,
     gone: AtomicBool,
+    /// What must be done until when.
+    due: Mutex<Option<(Instant, String)>>,
+}
+
+/// Work with a time limit, until this is dropped: see [`Line::within`].
+#[derive(Debug)]
+#[must_use = "the limit is for as long as this lives"]
+pub struct Within<'a>(&'a Line);
+
+impl Drop for Within<'_> {
+    fn drop(&mut self) {
+        *self.0.due() = None;
+    }
 }
 
 #[derive(Debug)]
@@ -80,6 +98,32 @@ impl Line {
         let _ = self.with(|state| state.writer.empty(Kind::Alive));
     }
 
+    fn due(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the work that begins now a time limit; `what` follows "cannot".
+    ///
+    /// A call into libvirt or into a dead file system cannot be taken back, so what happens at the limit
+    /// is the end of this process: the job fails with a message, and its unit repairs what it left.
+    pub fn within(&self, limit: Duration, what: impl Into<String>) -> Within<'_> {
+        *self.due() = Some((Instant::now() + limit, what.into()));
+        Within(self)
+    }
+
+    /// Why this process must end now, if it must.
+    fn overdue(&self, left: Option<Instant>) -> Option<String> {
+        if left.is_some_and(|at| at.elapsed() > LINGER) {
+            return Some("the plugin left, and this job did not come to its end".into());
+        }
+        match &*self.due() {
+            Some((until, what)) if Instant::now() > *until => Some(format!(
+                "cannot {what}: it takes too long; the job is given up"
+            )),
+            _ => None,
+        }
+    }
+
     fn tick(&self) {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
@@ -116,17 +160,13 @@ impl Session {
                 files: 0,
             }),
             gone: AtomicBool::new(false),
+            due: Mutex::default(),
         });
         let ticking = Arc::downgrade(&line);
+        let far = socket.try_clone()?;
         std::thread::Builder::new()
             .name("alive".into())
-            .spawn(move || {
-                while let Some(line) = ticking.upgrade() {
-                    line.tick();
-                    drop(line);
-                    std::thread::sleep(Duration::from_secs(1));
-                }
-            })?;
+            .spawn(move || attend(&ticking, &far))?;
         Ok(Self {
             reader: Reader::new(io::BufReader::with_capacity(64 << 10, socket)),
             line,
@@ -233,6 +273,40 @@ impl Session {
             .line
             .with(|state| state.writer.json(Kind::Fail, &Fail { text }));
     }
+}
+
+/// Shows that we are there, looks whether the plugin is, and ends what takes too long.
+fn attend(line: &Weak<Line>, plugin: &UnixStream) {
+    let mut left = None;
+    while let Some(line) = line.upgrade() {
+        line.tick();
+        if left.is_none() && ready(plugin, PollFlags::RDHUP) {
+            line.gone.store(true, Ordering::Relaxed);
+            left = Some(Instant::now());
+        }
+        if let Some(why) = line.overdue(left) {
+            eprintln!("failed: {why}");
+            // The thread that hangs may be the one that sends, and the plugin may not listen.
+            if let Ok(mut state) = line.state.try_lock()
+                && ready(plugin, PollFlags::OUT)
+            {
+                let _ = state.writer.json(Kind::Fail, &Fail { text: why });
+            }
+            std::process::exit(1);
+        }
+        drop(line);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Is the socket ready for this now?
+fn ready(socket: &UnixStream, what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(socket, what)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok_and(|_| fds.iter().any(|fd| fd.revents().intersects(what)))
 }
 
 /// Makes room for [`QUEUE`], past the system's limit where we may.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use relay::name;
 use relay::policy::{self, Method, Quiesce};
@@ -235,6 +235,15 @@ impl Checker<'_> {
         }
     }
 
+    fn directory(&mut self, key: &str, text: &str) -> PathBuf {
+        if !plain_path(text) {
+            let reason = format!("names {text:?}, which is no plain absolute path");
+            let remedy = "write one such as /var/lib/libvirt/lab-backup/scratch";
+            self.bad(key, &reason, remedy);
+        }
+        text.into()
+    }
+
     pub(super) fn hypervisor(
         &mut self,
         written: &BTreeMap<String, config::Hypervisor>,
@@ -248,6 +257,7 @@ impl Checker<'_> {
             return Hypervisor {
                 name: "local".into(),
                 address: lab.into(),
+                policy: policy::Policy::empty(),
             };
         };
         let key = format!("hypervisors.{name}");
@@ -259,9 +269,21 @@ impl Checker<'_> {
             || lab.into(),
             |text| self.address(&format!("{key}.address"), text),
         );
+        let mut policy = policy::Policy::empty();
+        if let Some(dir) = &hypervisor.scratch_dir {
+            policy.scratch_dir = self.directory(&format!("{key}.scratch_dir"), dir);
+        }
+        if let Some(dirs) = &hypervisor.restore_dirs {
+            let key = format!("{key}.restore_dirs");
+            policy.restore_dirs = dirs.iter().map(|dir| self.directory(&key, dir)).collect();
+        }
+        if let Some(may) = hypervisor.restart_libvirt {
+            policy.restart_libvirt = may;
+        }
         Hypervisor {
             name: name.clone(),
             address,
+            policy,
         }
     }
 
@@ -334,8 +356,8 @@ impl Checker<'_> {
             }
         };
         let freeze_ms = u64::try_from(vm.freeze_ms.unwrap_or(5000)).unwrap_or(0);
-        if !(100..=10_000).contains(&freeze_ms) {
-            let reason = "is outside 100 to 10000 milliseconds";
+        if !policy::FREEZE_MS.contains(&freeze_ms) {
+            let reason = "is outside 2000 to 10000 milliseconds";
             self.bad(
                 &format!("{key}.freeze_ms"),
                 reason,

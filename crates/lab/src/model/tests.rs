@@ -157,3 +157,14 @@ fn no_restore_point_inside_the_window_ever_loses_an_ancestor() {
         }
     }
 }
+
+#[test]
+fn what_a_hypervisor_is_told_is_checked() {
+    let seen =
+        problems("[hypervisors.hv1]\nscratch_dir = \"scratch\"\nrestore_dirs = [\"/a b\"]\n");
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert!(
+        seen[0].contains("hypervisors.hv1.scratch_dir: "),
+        "{seen:?}"
+    );
+}

@@ -212,7 +212,7 @@ fn podman_secrets(facts: &Facts) -> Vec<Secret> {
 }
 
 fn policy(model: &Model) -> File {
-    let mut policy = policy::Policy::empty();
+    let mut policy = model.hypervisor.policy.clone();
     for (key, vm) in &model.vms {
         policy.vms.insert(key.clone(), vm.policy.clone());
     }

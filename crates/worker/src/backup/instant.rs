@@ -24,6 +24,7 @@ pub(super) struct Quiet<'a> {
     pub(super) job: &'a str,
     pub(super) quiesce: Quiesce,
     pub(super) limit_ms: u64,
+    pub(super) restart_libvirt: bool,
     pub(super) guard: &'a Path,
 }
 
@@ -98,13 +99,13 @@ fn prepare(
     let patience = Duration::from_millis(quiet.limit_ms).saturating_sub(Duration::from_secs(2));
     agent.bound(AgentTimeout::Within(patience))?;
     before_freeze()?;
-    let terms = Terms {
-        version: 1,
-        vm: quiet.vm.into(),
-        uuid: uuid.into(),
-        job: quiet.job.into(),
-        limit_ms: quiet.limit_ms,
-    };
+    let terms = Terms::new(
+        quiet.vm,
+        uuid,
+        quiet.job,
+        quiet.limit_ms,
+        quiet.restart_libvirt,
+    );
     Lease::ask(quiet.guard, terms).context("the guard grants no lease")
 }
 
@@ -112,7 +113,7 @@ fn frozen<T>(
     line: &Line,
     agent: &AgentOf<'_>,
     quiet: &Quiet<'_>,
-    lease: Lease,
+    mut lease: Lease,
     begin: impl FnOnce() -> Result<T>,
 ) -> Result<(T, Instant)> {
     let sent = Clock::now();
@@ -147,6 +148,7 @@ fn frozen<T>(
             let refused = matches!(trouble, Trouble::Refused(_));
             if !refused {
                 // In doubt: it may freeze later, so thaw until that is excluded.
+                lease.doubt();
                 thaw_in_doubt(line, agent, quiet);
             }
             lease.release();

@@ -2,68 +2,46 @@
 //!
 //! They are made before the freeze and removed by us. A scratch image that cannot grow any more
 //! pauses the guest, so it lies on a local file system only, and its whole size is reserved when
-//! there is room for it.
+//! there is room for it: the guard decides, for all jobs of the host (see [`crate::guard`]).
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{statfs, statvfs};
+use rustix::fs::statfs;
 
 use super::choose::Chosen;
+use crate::guard::Room;
 use crate::tool;
 
-/// Room that is left to others on the file system, in bytes.
-const MARGIN: u64 = 64 << 20;
-/// Without a reservation: at least this part of the disks must be free.
-const UNRESERVED_PART: u64 = 10;
-
-/// Magic numbers of file systems that can hang with the network or a user process: statfs(2).
-const REMOTE: [(i64, &str); 7] = [
-    (0x6969, "NFS"),
-    (0x6573_5546, "FUSE"),
-    (0xFF53_4D42, "CIFS"),
-    (0xFE53_4D42, "SMB"),
-    (0x0102_1997, "9p"),
-    (0x00C3_6400, "Ceph"),
-    (0x0116_1970, "GFS2"),
+/// File systems of this host alone, by their magic numbers: statfs(2). Any other may hang with the
+/// network or with a process, and the guest with it.
+const LOCAL: [i64; 7] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // XFS
+    0x9123_683E, // Btrfs
+    0x0102_1994, // tmpfs
+    0x2FC1_2FC1, // ZFS
+    0xF2F5_2010, // F2FS
+    0xCA45_1A4E, // bcachefs
 ];
 
-/// How much scratch a backup gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
-    /// Every byte that the guest could overwrite is reserved.
-    Reserved,
-    /// There is less room than the disks are large; `free` bytes.
-    Tight {
-        /// Bytes free.
-        free: u64,
-    },
-}
-
-/// Checks the directory and the room for disks of `total` bytes.
-pub(super) fn check(dir: &Path, total: u64) -> Result<Room> {
+/// Makes sure of a local directory; true if its file system holds one of the images of `disks` as well.
+pub(super) fn check(dir: &Path, disks: &[Chosen]) -> Result<bool> {
     make(dir).with_context(|| format!("cannot make the scratch directory {}", dir.display()))?;
     let kind = statfs(dir)?.f_type;
-    if let Some((_, name)) = REMOTE.iter().find(|(magic, _)| *magic == kind) {
-        anyhow::bail!(
-            "scratch_dir {} is on {name}: a hang there would freeze the guest; use a local file system",
-            dir.display()
-        );
-    }
-    let free = free(dir)?;
-    if free >= total.saturating_add(total / 50).saturating_add(MARGIN) {
-        return Ok(Room::Reserved);
-    }
-    let least = total / UNRESERVED_PART + MARGIN;
     ensure!(
-        free >= least,
-        "scratch_dir {} has {} MiB free, the backup needs {}",
-        dir.display(),
-        free >> 20,
-        least >> 20
+        LOCAL.contains(&kind),
+        "scratch_dir {} is on a file system that is not known as local (type {kind:#x}): a hang there \
+         would freeze the guest; use ext4, XFS or Btrfs",
+        dir.display()
     );
-    Ok(Room::Tight { free })
+    let device = dir.metadata()?.dev();
+    let holds = |disk: &Chosen| {
+        let facts = disk.source.metadata();
+        !disk.block && facts.is_ok_and(|facts| facts.dev() == device)
+    };
+    Ok(disks.iter().any(holds))
 }
 
 /// Makes a directory and what is missing above it: QEMU must pass through, nobody may list.
@@ -74,17 +52,6 @@ fn make(dir: &Path) -> std::io::Result<()> {
     dir.parent().map_or(Ok(()), make)?;
     std::fs::create_dir(dir)?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
-}
-
-/// Bytes free for us.
-pub(super) fn free(dir: &Path) -> Result<u64> {
-    let fs = statvfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
-    Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
-}
-
-/// Is so little left that the backup must stop before QEMU meets the end? Not to know counts as yes.
-pub(super) fn is_short(dir: &Path) -> bool {
-    free(dir).map_or(true, |free| free < MARGIN)
 }
 
 /// Name of a disk's scratch image.

@@ -1,108 +1,177 @@
-//! Ends a backup before its scratch images run out of room.
+//! The guard watches over a backup from before its first scratch image to the end of libvirt's job.
 //!
-//! A scratch image that cannot grow pauses the guest, and the thread that streams may be blocked by
-//! a slow Storage Daemon at that very moment. So this is a thread of its own: it shuts the readers
-//! down, then aborts the job, in that order.
+//! A scratch image that cannot grow pauses the guest, and this process may hang, be stopped or be
+//! blocked by a slow Storage Daemon at that very moment. So the guard looks, and this thread only does
+//! its bidding: it shows signs of life, and closes the readers when it is told to, before the guard
+//! aborts the backup. While there is no guard, it looks itself.
 
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use libvirt::{Domain, Ended};
+use anyhow::{Context, Result, bail};
 use nbd::ShutdownHandle;
 
-use super::scratch;
+use crate::guard::{Look, Pulse, Room, Told, Ward, end_watch};
 
-/// Longest wait for libvirt to take an abort.
-const ABORT: Duration = Duration::from_secs(10);
-/// Time between two looks.
-const EVERY: Duration = Duration::from_millis(200);
+/// How long a guard that is being restarted is waited for.
+const RETURN: Duration = Duration::from_secs(15);
+/// Time between two signs of life, and between two attempts to reach the guard.
+const BEAT: Duration = Duration::from_secs(1);
 
-/// Watches over the room until dropped.
+/// Watched over until dropped.
 pub(super) struct Watch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
+    guard: PathBuf,
+    ward: Ward,
+    room: Room,
     readers: Mutex<Vec<ShutdownHandle>>,
     over: AtomicBool,
-    short: AtomicBool,
+    /// Why the backup must end.
+    stopped: Mutex<Option<String>>,
+    /// By which the watch is ended in good order.
+    handle: Mutex<Option<UnixStream>>,
 }
 
 impl Watch {
-    /// Begins to watch `dir` for `domain`. With the room reserved there is nothing to watch.
-    pub(super) fn start(
-        dir: PathBuf,
-        domain: Domain,
-        socket: &Path,
-        room: scratch::Room,
-    ) -> Result<Self> {
+    /// Has the guard watch over `ward`, whose scratch images do not exist yet.
+    ///
+    /// # Errors
+    /// There is no guard, or no room.
+    pub(super) fn start(guard: PathBuf, mut ward: Ward) -> Result<Self> {
+        let pulse = begin(&guard, &ward)?;
+        let room = pulse.room();
+        ward.scratch.granted = Some(room);
         let shared = Arc::new(Shared {
+            guard,
+            ward,
+            room,
             readers: Mutex::default(),
             over: AtomicBool::new(false),
-            short: AtomicBool::new(false),
+            stopped: Mutex::default(),
+            handle: Mutex::default(),
         });
-        let mut thread = None;
-        if room != scratch::Room::Reserved {
-            let shared = Arc::clone(&shared);
-            let socket = socket.to_string_lossy().into_owned();
-            let builder = std::thread::Builder::new().name("scratch".into());
-            thread = Some(builder.spawn(move || shared.run(&dir, &domain, &socket))?);
-        }
+        let theirs = Arc::clone(&shared);
+        let builder = std::thread::Builder::new().name("watch".into());
+        let thread = Some(builder.spawn(move || theirs.run(pulse))?);
         Ok(Self { shared, thread })
     }
 
-    /// Names a reader that must be closed before the job is aborted.
-    pub(super) fn guards(&self, reader: ShutdownHandle) {
-        self.shared
-            .readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(reader);
+    /// How much scratch there is.
+    pub(super) fn room(&self) -> Room {
+        self.shared.room
     }
 
-    /// Fails if the room ran short.
+    /// Names a reader that must be closed before the backup is aborted.
+    pub(super) fn guards(&self, reader: ShutdownHandle) {
+        if self.check().is_err() {
+            reader.shutdown();
+        }
+        lock(&self.shared.readers).push(reader);
+    }
+
+    /// Fails if the backup was ended for the guest's sake.
     pub(super) fn check(&self) -> Result<()> {
-        if self.shared.short.load(Ordering::Acquire) {
-            bail!(
-                "the scratch file system ran short, so the backup was ended for the guest's sake; \
-                 give scratch_dir more room"
-            );
+        if let Some(why) = &*lock(&self.shared.stopped) {
+            bail!("{why}; the backup was ended for the guest's sake: give scratch_dir more room");
         }
         Ok(())
     }
 }
 
-impl Shared {
-    fn run(&self, dir: &Path, domain: &Domain, socket: &str) {
-        while !self.over.load(Ordering::Acquire) {
-            if scratch::is_short(dir) {
-                self.short.store(true, Ordering::Release);
-                let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-                readers.iter().for_each(ShutdownHandle::shutdown);
-                let (job, ours) = (domain.clone(), socket.to_owned());
-                let abort = move || job.abort_backup(Some(&ours));
-                // The backup's own end waits for this thread: it may not hang with QEMU.
-                let name = domain.name();
-                match libvirt::deadline::run(ABORT, "abort the backup of", name, abort) {
-                    Ok(Ended::Now) => return,
-                    // It has not begun yet, or is over.
-                    Ok(Ended::Before) => {}
-                    Err(e) => eprintln!("cannot abort the backup of {}: {e}", domain.name()),
-                }
+/// Reaches a guard, also one that is being restarted.
+fn begin(guard: &std::path::Path, ward: &Ward) -> Result<Pulse> {
+    let start = Instant::now();
+    loop {
+        match Pulse::begin(guard, ward) {
+            Ok(pulse) => return Ok(pulse),
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => bail!("{e}"),
+            Err(e) if start.elapsed() > RETURN => {
+                return Err(e).context(
+                    "the guard does not answer, and there is no backup without it; \
+                     look with systemctl status lab-backup-guard",
+                );
             }
-            std::thread::park_timeout(EVERY);
+            Err(_) => std::thread::sleep(BEAT / 4),
         }
     }
+}
+
+impl Shared {
+    fn run(&self, pulse: Pulse) {
+        let mut pulse = Some(pulse);
+        while !self.over.load(Ordering::Acquire) {
+            pulse = match pulse {
+                Some(pulse) => self.with_guard(pulse),
+                None => self.without_guard(),
+            };
+        }
+    }
+
+    /// Until the guard is gone or the watch is over.
+    fn with_guard(&self, mut pulse: Pulse) -> Option<Pulse> {
+        *lock(&self.handle) = pulse.handle().ok();
+        while !self.over.load(Ordering::Acquire) {
+            let told = pulse.beat(BEAT);
+            match told {
+                Ok(Told::Nothing) => {}
+                Ok(Told::Stop(why)) => {
+                    self.close_readers(why);
+                    if pulse.closed().is_err() {
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        *lock(&self.handle) = None;
+        None
+    }
+
+    /// One look of our own, one attempt to reach the guard.
+    fn without_guard(&self) -> Option<Pulse> {
+        if let Look::Short(why) = self.ward.scratch.look(self.room)
+            && lock(&self.stopped).is_none()
+        {
+            self.close_readers(why);
+            if let Err(e) = self.ward.abort() {
+                eprintln!("{}: {e:#}", self.ward.vm);
+            }
+        }
+        match Pulse::begin(&self.guard, &self.ward) {
+            Ok(pulse) => Some(pulse),
+            Err(_) => {
+                std::thread::park_timeout(BEAT / 4);
+                None
+            }
+        }
+    }
+
+    fn close_readers(&self, why: String) {
+        *lock(&self.stopped) = Some(why);
+        lock(&self.readers)
+            .iter()
+            .for_each(ShutdownHandle::shutdown);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Release);
+        if let Some(handle) = lock(&self.shared.handle).take() {
+            end_watch(handle);
+        }
         // An abort that is on its way belongs to this job, not to what comes after it.
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
