@@ -1,6 +1,7 @@
 //! One connection from the plugin, from HELLO to END.
 
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use relay::frame::Kind;
@@ -11,6 +12,9 @@ use relay::policy::{Policy, Vm};
 use crate::paths::Places;
 use crate::session::Session;
 use crate::{backup, inventory, restore};
+
+/// How long the plugin may take to say what it wants.
+const HELLO_LIMIT: Duration = Duration::from_secs(30);
 
 /// What every job needs to know.
 #[derive(Debug)]
@@ -42,7 +46,11 @@ pub fn serve(socket: UnixStream, places: Places) -> Result<bool> {
 }
 
 fn dispatch(session: &mut Session, places: Places) -> Result<End> {
+    let line = session.line().clone();
+    // A plugin that says nothing would be told for ever that we are alive.
+    let limit = line.within(HELLO_LIMIT, "begin: the plugin does not say what it wants");
     let hello = session.hello()?;
+    drop(limit);
     ensure!(
         hello.version == relay::VERSION,
         "the plugin speaks version {} of the relay, this worker {}; install both from one release",

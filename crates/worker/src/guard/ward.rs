@@ -123,9 +123,13 @@ impl Scratch {
         }
         if left == 0 {
             return Look::Short(format!(
-                "the scratch file system ran short ({} MiB are free, the scratch images occupy {} MiB)",
+                "scratch ran short: {} MiB are free, the images occupy {} MiB{}",
                 free >> 20,
-                self.occupied() >> 20
+                self.occupied() >> 20,
+                match room {
+                    Room::Reserved => String::new(),
+                    Room::Tight { limit } => format!(" of the {} that they may", limit >> 20),
+                }
             ));
         }
         // Half-way to where it could be used up at the earliest.
