@@ -317,3 +317,49 @@ fn roomy(socket: &UnixStream) {
         let _ = sockopt::set_socket_send_buffer_size(socket, QUEUE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> (Line, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let line = Line {
+            state: Mutex::new(State {
+                writer: Writer::new(near),
+                last: Instant::now(),
+                bytes: 0,
+                files: 0,
+            }),
+            gone: AtomicBool::new(false),
+            due: Mutex::default(),
+        };
+        (line, far)
+    }
+
+    #[test]
+    fn a_step_is_overdue_only_while_it_lasts() {
+        let (line, _far) = line();
+        assert_eq!(line.overdue(None), None);
+        let step = line.within(Duration::ZERO, "begin the backup of web01");
+        std::thread::sleep(Duration::from_millis(1));
+        let why = line.overdue(None).unwrap();
+        assert!(why.starts_with("cannot begin the backup of web01"), "{why}");
+        drop(step);
+        assert_eq!(line.overdue(None), None);
+        let _step = line.within(Duration::from_secs(60), "wait");
+        assert_eq!(line.overdue(None), None);
+    }
+
+    #[test]
+    fn a_job_may_clear_up_for_a_while_after_the_plugin_left() {
+        let (line, far) = line();
+        assert_eq!(line.overdue(Some(Instant::now())), None);
+        let long_ago = Instant::now().checked_sub(LINGER + Duration::from_secs(1));
+        assert!(line.overdue(long_ago).is_some());
+        let (near, other) = UnixStream::pair().unwrap();
+        assert!(!ready(&near, PollFlags::RDHUP));
+        drop((far, other));
+        assert!(ready(&near, PollFlags::RDHUP));
+    }
+}
