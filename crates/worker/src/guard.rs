@@ -12,15 +12,13 @@
 //!
 //! worker  {"ask":"watch","version":1,"vm":…,"uuid":…,"job":…,"socket":…,"scratch":{…}}
 //! guard   {"granted":true,"room":"reserved"}   or {"tight":{"limit":…}}, or granted false and why
-//! worker  {"ask":"beat"}                       every second
 //! guard   {"stop":"…"}                         scratch runs short: close the readers
 //! worker  {"ask":"closed"}                     then the guard aborts the backup
 //! worker  {"ask":"release"}
 //! ```
 //!
 //! No guest is frozen without a lease. When it runs out, or its connection closes without a release,
-//! the guard ends the worker and thaws the guest until that is proven. A worker that is silent on its
-//! watch is ended too, so that a process that was stopped or hangs cannot hold a backup open.
+//! the guard ends the worker and thaws the guest until that is proven.
 
 mod client;
 mod lines;
@@ -30,7 +28,7 @@ mod server;
 mod service;
 mod ward;
 
-pub use client::{Lease, Pulse, Told, end_watch};
+pub use client::{Lease, Told, Watching, end_watch};
 pub(crate) use remote::Remote;
 pub use room::Room;
 pub use server::serve;
@@ -48,7 +46,6 @@ enum Ask {
     Lease(Terms),
     Doubt,
     Watch(Ward),
-    Beat,
     Closed,
     Release,
 }

@@ -12,6 +12,7 @@
 //! ```
 
 mod agent;
+mod alive;
 pub mod backup;
 pub mod freeze;
 pub mod guard;

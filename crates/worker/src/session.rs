@@ -10,6 +10,8 @@ use relay::frame::{self, Header, Kind, Reader, Writer};
 use relay::message::{Ask, Class, End, Fail, FileHead, Go, Hello, Known, Log};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::alive;
+
 /// Longest silence towards the plugin; it gives up after a multiple of this.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
@@ -275,10 +277,11 @@ impl Session {
     }
 }
 
-/// Shows that we are there, looks whether the plugin is, and ends what takes too long.
+/// Shows plugin and systemd that we are there, looks whether the plugin is, and ends what takes too long.
 fn attend(line: &Weak<Line>, plugin: &UnixStream) {
     let mut left = None;
     while let Some(line) = line.upgrade() {
+        alive::notify("WATCHDOG=1");
         line.tick();
         if left.is_none() && ready(plugin, PollFlags::RDHUP) {
             line.gone.store(true, Ordering::Relaxed);

@@ -2,8 +2,8 @@
 //!
 //! A scratch image that cannot grow pauses the guest, and this process may hang, be stopped or be
 //! blocked by a slow Storage Daemon at that very moment. So the guard looks, and this thread only does
-//! its bidding: it shows signs of life, and closes the readers when it is told to, before the guard
-//! aborts the backup. While there is no guard, it looks itself.
+//! its bidding: it closes the readers when it is told to, before the guard aborts the backup. While
+//! there is no guard, it looks itself.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nbd::ShutdownHandle;
 
-use crate::guard::{Look, Pulse, Room, Told, Ward, end_watch};
+use crate::guard::{Look, Room, Told, Ward, Watching, end_watch};
 
 /// How long a guard that is being restarted is waited for.
 const RETURN: Duration = Duration::from_secs(15);
-/// Time between two signs of life, and between two attempts to reach the guard.
-const BEAT: Duration = Duration::from_secs(1);
+/// Time between two looks whether the watch is over; a quarter of it between two attempts to reach the guard.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Watched over until dropped.
 pub(super) struct Watch {
@@ -46,8 +46,8 @@ impl Watch {
     /// # Errors
     /// There is no guard, or no room.
     pub(super) fn start(guard: PathBuf, mut ward: Ward) -> Result<Self> {
-        let pulse = begin(&guard, &ward)?;
-        let room = pulse.room();
+        let watching = begin(&guard, &ward)?;
+        let room = watching.room();
         ward.scratch.granted = Some(room);
         let shared = Arc::new(Shared {
             guard,
@@ -60,7 +60,7 @@ impl Watch {
         });
         let theirs = Arc::clone(&shared);
         let builder = std::thread::Builder::new().name("watch".into());
-        let thread = Some(builder.spawn(move || theirs.run(pulse))?);
+        let thread = Some(builder.spawn(move || theirs.run(watching))?);
         Ok(Self { shared, thread })
     }
 
@@ -87,11 +87,11 @@ impl Watch {
 }
 
 /// Reaches a guard, also one that is being restarted.
-fn begin(guard: &std::path::Path, ward: &Ward) -> Result<Pulse> {
+fn begin(guard: &std::path::Path, ward: &Ward) -> Result<Watching> {
     let start = Instant::now();
     loop {
-        match Pulse::begin(guard, ward) {
-            Ok(pulse) => return Ok(pulse),
+        match Watching::begin(guard, ward) {
+            Ok(watching) => return Ok(watching),
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => bail!("{e}"),
             Err(e) if start.elapsed() > RETURN => {
                 return Err(e).context(
@@ -99,32 +99,32 @@ fn begin(guard: &std::path::Path, ward: &Ward) -> Result<Pulse> {
                      look with systemctl status lab-backup-guard",
                 );
             }
-            Err(_) => std::thread::sleep(BEAT / 4),
+            Err(_) => std::thread::sleep(LOOK / 4),
         }
     }
 }
 
 impl Shared {
-    fn run(&self, pulse: Pulse) {
-        let mut pulse = Some(pulse);
+    fn run(&self, watching: Watching) {
+        let mut watching = Some(watching);
         while !self.over.load(Ordering::Acquire) {
-            pulse = match pulse {
-                Some(pulse) => self.with_guard(pulse),
+            watching = match watching {
+                Some(watching) => self.with_guard(watching),
                 None => self.without_guard(),
             };
         }
     }
 
     /// Until the guard is gone or the watch is over.
-    fn with_guard(&self, mut pulse: Pulse) -> Option<Pulse> {
-        *lock(&self.handle) = pulse.handle().ok();
+    fn with_guard(&self, mut watching: Watching) -> Option<Watching> {
+        *lock(&self.handle) = watching.handle().ok();
         while !self.over.load(Ordering::Acquire) {
-            let told = pulse.beat(BEAT);
+            let told = watching.listen(LOOK);
             match told {
                 Ok(Told::Nothing) => {}
                 Ok(Told::Stop(why)) => {
                     self.close_readers(why);
-                    if pulse.closed().is_err() {
+                    if watching.closed().is_err() {
                         break;
                     }
                 }
@@ -136,7 +136,7 @@ impl Shared {
     }
 
     /// One look of our own, one attempt to reach the guard.
-    fn without_guard(&self) -> Option<Pulse> {
+    fn without_guard(&self) -> Option<Watching> {
         if let Look::Short(why) = self.ward.scratch.look(self.room)
             && lock(&self.stopped).is_none()
         {
@@ -145,10 +145,10 @@ impl Shared {
                 eprintln!("{}: {e:#}", self.ward.vm);
             }
         }
-        match Pulse::begin(&self.guard, &self.ward) {
-            Ok(pulse) => Some(pulse),
+        match Watching::begin(&self.guard, &self.ward) {
+            Ok(watching) => Some(watching),
             Err(_) => {
-                std::thread::park_timeout(BEAT / 4);
+                std::thread::park_timeout(LOOK / 4);
                 None
             }
         }

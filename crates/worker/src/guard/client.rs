@@ -63,7 +63,7 @@ impl Lease {
 
 /// The worker's end of the watch over its job.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Watching {
     lines: Lines,
     room: Room,
 }
@@ -77,7 +77,7 @@ pub enum Told {
     Stop(String),
 }
 
-impl Pulse {
+impl Watching {
     /// Has the guard watch over a job, and decide how much scratch it gets.
     ///
     /// # Errors
@@ -94,12 +94,11 @@ impl Pulse {
         self.room
     }
 
-    /// Shows a sign of life and listens for at most `limit`.
+    /// Listens for at most `limit`.
     ///
     /// # Errors
     /// The guard is gone: begin again.
-    pub fn beat(&mut self, limit: Duration) -> io::Result<Told> {
-        self.lines.say(&Ask::Beat)?;
+    pub fn listen(&mut self, limit: Duration) -> io::Result<Told> {
         Ok(match self.lines.next::<Stop>(limit)? {
             None => Told::Nothing,
             Some(Stop { stop }) => Told::Stop(stop),

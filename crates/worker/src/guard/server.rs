@@ -18,12 +18,11 @@ use super::lines::Lines;
 use super::remote::{self, Remote};
 use super::room::{self, Room};
 use super::ward::{Look, Scratch, Ward};
-use super::{Ask, Granted, Held, Stop, Terms, VERSION, service};
+use super::{Ask, Granted, Held, Stop, Terms, VERSION};
+use crate::alive;
 use crate::freeze::{Trouble, thaw_until_proven};
 use crate::paths::Places;
 
-/// How long a worker may be silent on its watch: it beats every second.
-const SILENCE: Duration = Duration::from_secs(30);
 /// How long a worker may take to close its readers.
 const CLOSE: Duration = Duration::from_millis(500);
 /// How long a worker may take to say what it wants.
@@ -63,9 +62,9 @@ pub fn serve(places: &Places) -> Result<()> {
         leases,
         claims: Mutex::default(),
     });
-    service::notify("READY=1");
+    alive::notify("READY=1");
     loop {
-        service::notify("WATCHDOG=1");
+        alive::notify("WATCHDOG=1");
         let socket = match listener.accept() {
             Ok((socket, _)) => socket,
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock) => continue,
@@ -143,7 +142,6 @@ impl Guard {
             why: None,
             room: Some(room),
         })?;
-        let mut heard = Instant::now();
         let mut stopped = false;
         loop {
             let pause = match ward.scratch.look(room) {
@@ -158,17 +156,9 @@ impl Guard {
             match lines.next(pause) {
                 Ok(None) => {}
                 Ok(Some(Ask::Release)) => return Ok(()),
-                Ok(Some(_)) => heard = Instant::now(),
+                Ok(Some(_)) => {}
                 // What a dead worker leaves is repaired by its unit.
                 Err(e) => return Err(e).with_context(|| format!("{} left its watch", ward.job)),
-            }
-            if heard.elapsed() > SILENCE {
-                let _ = pidfd_send_signal(worker, Signal::KILL);
-                anyhow::bail!(
-                    "VM {}: {} gave no sign of life for {SILENCE:?} and was killed",
-                    ward.vm,
-                    ward.job
-                );
             }
         }
     }
@@ -382,6 +372,6 @@ mod tests {
         assert!(matches!(ends(&[Ask::Doubt], false), Released::InDoubt));
         assert!(matches!(ends(&[Ask::Doubt], true), Released::No));
         assert!(matches!(ends(&[], false), Released::No));
-        assert!(matches!(ends(&[Ask::Beat], false), Released::No));
+        assert!(matches!(ends(&[Ask::Closed], false), Released::No));
     }
 }

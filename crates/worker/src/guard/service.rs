@@ -1,6 +1,4 @@
-//! systemd: telling it that the guard lives, and having it restart libvirt's daemon.
-
-use std::os::unix::net::UnixDatagram;
+//! Having systemd restart libvirt's daemon.
 
 use anyhow::{Result, bail};
 
@@ -8,15 +6,6 @@ use crate::tool;
 
 /// Services that may be libvirt's daemon for QEMU, the modular one first.
 const DAEMONS: [&str; 2] = ["virtqemud.service", "libvirtd.service"];
-
-/// Says `state` (`READY=1`, `WATCHDOG=1`) to systemd: sd_notify(3). Without systemd it says nothing.
-pub(super) fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    // Nobody to tell about a failure; systemd restarts a service that it does not hear.
-    let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), path));
-}
 
 /// Ends libvirt's daemon, which may be past listening, and starts it again.
 pub(super) fn restart_libvirt() -> Result<()> {
