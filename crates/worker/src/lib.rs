@@ -13,6 +13,7 @@
 
 mod agent;
 pub mod backup;
+mod digest;
 pub mod freeze;
 pub mod guard;
 pub mod inventory;
@@ -20,6 +21,7 @@ pub mod journal;
 mod keys;
 pub mod lock;
 pub mod manifest;
+mod owner;
 pub mod paths;
 pub mod repair;
 pub mod restore;

@@ -33,6 +33,19 @@ pub struct Disk {
     pub format: String,
     /// Path of the original image.
     pub source: PathBuf,
+    /// Was it on a block device rather than in a file?
+    pub block: bool,
+    /// The images below it, the nearest first. What the guest saw of them is in the backup; the
+    /// restored image stands alone.
+    pub chain: Vec<Below>,
+    /// The file that held the data of a qcow2 image; the restored image has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<PathBuf>,
+    /// Names of the snapshots inside the image. They are not in the backup.
+    pub internal_snapshots: Vec<String>,
+    /// Why chain, data file and internal snapshots may be incomplete here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_unknown: Option<String>,
     /// Id of the part that this job wrote; it travels as `st_ino`.
     pub part: u64,
     /// Merkle root of the disk's map at the instant of the backup, hexadecimal.
@@ -43,6 +56,37 @@ pub struct Disk {
     pub nonzero_bytes: u64,
     /// Bytes that this job sent.
     pub sent_bytes: u64,
+}
+
+/// An image below another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Below {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: String,
+}
+
+/// A file of the backup besides the disks and the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Name in the backup, such as `domain.xml` or `tpm/tpm2-00.permall`.
+    pub name: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256, hexadecimal.
+    pub digest: String,
+}
+
+/// Who could read and write a file; names, because numbers differ between hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User; absent if the host had no name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Group; absent if the host had no name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 /// A disk that is not in the backup.
@@ -61,6 +105,70 @@ pub struct Nvram {
     pub file: String,
     /// Path of the original.
     pub source: PathBuf,
+    /// `raw` or `qcow2`; the bytes are kept as they were.
+    pub format: String,
+    /// Whose it was.
+    pub owner: Owner,
+}
+
+/// State of an emulated TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tpm {
+    /// `1.2` or `2.0`.
+    pub version: String,
+    /// Directory of the originals.
+    pub source: PathBuf,
+    /// Did somebody choose that directory? Otherwise it is libvirt's for this UUID.
+    pub chosen: bool,
+    /// Whose directory and files were.
+    pub owner: Owner,
+    /// File names in the backup.
+    pub files: Vec<String>,
+}
+
+/// A file that is booted directly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// File name in the backup: `kernel` or `initrd`.
+    pub file: String,
+    /// Path of the original.
+    pub source: PathBuf,
+}
+
+/// A secret that the VM needs. Its value is never in a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// UUID, if the definition names it so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<String>,
+}
+
+/// What the VM needs of a hypervisor besides what is in the backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// Such as `kvm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// Machine type, such as `pc-q35-9.1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// How the processor is chosen, such as `host-model`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Firmware image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
+    /// Virtual networks.
+    pub networks: Vec<String>,
+    /// Storage pools.
+    pub pools: Vec<String>,
+    /// Network filters.
+    pub filters: Vec<String>,
+    /// Secrets.
+    pub secrets: Vec<Secret>,
 }
 
 /// How quiet the guest was at the instant of the backup.
@@ -117,9 +225,26 @@ pub struct Manifest {
     pub disks: Vec<Disk>,
     /// Disks that are not, and why.
     pub left_out: Vec<LeftOut>,
+    /// What else of the VM is not in the backup, such as a device of the host.
+    pub not_in_backup: Vec<String>,
+    /// Every file besides the disks and this manifest.
+    pub files: Vec<File>,
     /// UEFI variables, if the VM has any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvram: Option<Nvram>,
+    /// State of its TPM, if it has an emulated one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Tpm>,
+    /// Kernel and initial RAM disk, if it boots them directly.
+    pub boot: Vec<Boot>,
+    /// Did it start with the host?
+    pub autostart: bool,
+    /// What it needs of a hypervisor.
+    pub needs: Needs,
+    /// libvirt's names of its snapshots; they are not in the backup.
+    pub snapshots: Vec<String>,
+    /// libvirt's names of its checkpoints; they are not in the backup.
+    pub checkpoints: Vec<String>,
 }
 
 /// Why a manifest is refused.
@@ -154,6 +279,11 @@ impl Manifest {
             .expect("a manifest is plain data and always serialises");
         text.push(b'\n');
         text
+    }
+
+    /// The record of a file.
+    pub fn file(&self, name: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.name == name)
     }
 
     /// The disk with this target.
