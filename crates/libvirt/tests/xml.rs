@@ -125,6 +125,15 @@ fn every_disk_is_read_and_none_is_taken_for_another_kind() {
     assert!(disk("vde").encrypted && disk("vde").data_store);
     assert_eq!(disk("vdf").format, None);
     assert_eq!(disk("sda").source, DiskSource::Empty);
+    assert!(view.disks.iter().all(|disk| !disk.optional));
+    let optional = XML.replace("/no/driver'", "/no/driver' startupPolicy='optional'");
+    assert!(
+        DomainView::parse(&optional)
+            .unwrap()
+            .disk("vdf")
+            .unwrap()
+            .optional
+    );
     assert!(disk("sda").readonly && disk("sda").device == "cdrom");
     assert_eq!(disk("fda").device, "floppy");
     assert_eq!(disk("vdg").source, DiskSource::Other("vhostuser".into()));

@@ -291,3 +291,105 @@ impl Manifest {
         self.disks.iter().find(|disk| disk.target == target)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A manifest of a VM with one of everything.
+    pub(crate) fn sample() -> Manifest {
+        let owner = Owner {
+            user: Some("tss".into()),
+            group: None,
+        };
+        Manifest {
+            version: VERSION,
+            vm: "web01".into(),
+            job: "web01.2026-01-31_22.00.00_05".into(),
+            job_id: 7,
+            domain: "web 01".into(),
+            uuid: "0f0e0d0c-0b0a-4908-8706-050403020100".into(),
+            hypervisor: "hv1".into(),
+            libvirt: "11.3.0".into(),
+            instant: Instant {
+                at: "2026-01-31T22:00:01Z".into(),
+                consistency: Consistency::Crash,
+                frozen_ms: None,
+                held_ms: None,
+            },
+            key_id: "1".into(),
+            key: "00".into(),
+            disks: vec![Disk {
+                target: "vda".into(),
+                file: "vda.raw".into(),
+                size: 4096,
+                format: "qcow2".into(),
+                source: "/images/web.qcow2".into(),
+                block: false,
+                chain: vec![Below {
+                    path: "/images/base.raw".into(),
+                    format: "raw".into(),
+                }],
+                data_file: Some("/images/web.data".into()),
+                internal_snapshots: vec!["one".into()],
+                image_unknown: None,
+                part: 1,
+                root: "00".into(),
+                basis: Basis::FullRead,
+                nonzero_bytes: 0,
+                sent_bytes: 4096,
+            }],
+            left_out: Vec::new(),
+            not_in_backup: Vec::new(),
+            files: vec![File {
+                name: "domain.xml".into(),
+                size: 3,
+                digest: crate::digest::of(b"abc"),
+            }],
+            nvram: Some(Nvram {
+                file: "nvram.fd".into(),
+                source: "/nvram/web.fd".into(),
+                format: "raw".into(),
+                owner: owner.clone(),
+            }),
+            tpm: Some(Tpm {
+                version: "2.0".into(),
+                source: "/swtpm/tpm2".into(),
+                chosen: false,
+                owner,
+                files: vec!["tpm/tpm2-00.permall".into()],
+            }),
+            boot: vec![Boot {
+                file: "kernel".into(),
+                source: "/boot/vmlinuz".into(),
+            }],
+            autostart: true,
+            needs: Needs {
+                networks: vec!["default".into()],
+                ..Needs::default()
+            },
+            snapshots: Vec::new(),
+            checkpoints: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_survives_being_written_and_read() {
+        let manifest = sample();
+        assert_eq!(Manifest::parse(&manifest.to_json()).unwrap(), manifest);
+        assert!(manifest.file("domain.xml").is_some() && manifest.file("x").is_none());
+    }
+
+    #[test]
+    fn another_version_and_what_is_no_manifest_are_refused() {
+        let mut manifest = sample();
+        manifest.version = 2;
+        assert!(matches!(
+            Manifest::parse(&manifest.to_json()),
+            Err(Error::Version(2))
+        ));
+        for text in ["", "{}", "[]", "{\"version\": 1}"] {
+            assert!(Manifest::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

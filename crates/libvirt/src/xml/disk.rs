@@ -82,6 +82,8 @@ pub struct Disk {
     pub transient: bool,
     /// The images below the active one that the XML names, the nearest first.
     pub backing: Vec<Backing>,
+    /// A start goes on without it when its source is missing.
+    pub optional: bool,
     /// Serial number.
     pub serial: Option<String>,
     /// The guest's data is in a second file beside the qcow2 one.
@@ -118,6 +120,7 @@ impl Disk {
             shareable: child(disk, "shareable").is_some(),
             transient: child(disk, "transient").is_some(),
             backing: backing(disk),
+            optional: source.and_then(|s| s.attribute("startupPolicy")) == Some("optional"),
             serial: child(disk, "serial").map(text),
             data_store: source.and_then(|s| child(s, "dataStore")).is_some(),
             slices: source.and_then(|s| child(s, "slices")).is_some(),

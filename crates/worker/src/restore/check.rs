@@ -67,3 +67,39 @@ pub(super) fn prove<'a>(
     }
     Ok(proven)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::sample;
+    use crate::session::Session;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn only_what_the_newest_job_recorded_is_put_in_place() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let session = Session::new(ours).unwrap();
+        let manifest = sample();
+        let prove = |files: &[(&str, &str)]| -> Result<Vec<String>> {
+            let files = files
+                .iter()
+                .map(|(name, content)| ((*name).to_owned(), content.as_bytes().to_vec()))
+                .collect();
+            let proven = prove(session.line(), "web01", Some(&manifest), &files)?;
+            Ok(proven.into_keys().map(str::to_owned).collect())
+        };
+        let good = [
+            ("domain.xml", "abc"),
+            ("manifest.json", "any"),
+            ("tpm/old", "x"),
+        ];
+        assert_eq!(prove(&good).unwrap(), ["domain.xml", "manifest.json"]);
+        for bad in ["abd", "ab", "abcd", ""] {
+            let error = prove(&[("domain.xml", bad)]).unwrap_err().to_string();
+            assert!(
+                error.contains("domain.xml") && error.contains("nothing"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -161,6 +161,11 @@ fn running(difference: &Difference, cpu: Option<&str>) -> Option<&'static str> {
         {
             Some("the port of a display")
         }
+        ("graphics", "listen") | ("listen", "address")
+            if gone && place.is_in(&["devices/graphics"]) =>
+        {
+            Some("where this host lets displays listen")
+        }
         ("target", "state") if gone && place.is_in(&PORTS) => Some("is somebody connected"),
         ("source", "path" | "mode") if gone && place.is_in(&PORTS) => {
             Some("the host's end of a port")
@@ -225,7 +230,9 @@ fn restored(difference: &Difference, machine: &Machine) -> Option<&'static str> 
                 .any(|boot| boot.ours && boot.file == leaf);
             ours.then_some("where the file from the backup is")
         }
-        (_, "source", "path") | (_, "log", "file") if machine.renamed && place.is_in(&PORTS) => {
+        (_, "source", "path") | (_, "log", "file")
+            if machine.renamed && difference.after.is_some() && place.is_in(&PORTS) =>
+        {
             Some("a file of its own")
         }
         (element, ..) if element.starts_with("devices/tpm/backend/source") => {
@@ -269,7 +276,7 @@ mod tests {
         <disk type='file' device='disk'><source file='/i/a.qcow2'/><target dev='vda'/></disk>
         <disk type='file' device='disk'><source file='/i/t.qcow2'/><target dev='vdb'/><transient/></disk>
         <interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>
-        <graphics type='vnc' port='-1' autoport='yes'/><serial type='pty'><target port='0'/></serial>
+        <graphics type='vnc' port='-1' autoport='yes'><listen type='address'/></graphics><serial type='pty'><target port='0'/></serial>
         <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>";
     const LIVE: &str = "<domain type='kvm' id='7'><name>a</name><memory>5</memory><currentMemory>4</currentMemory>
         <resource><partition>/machine</partition></resource>
@@ -279,7 +286,7 @@ mod tests {
         <disk type='file' device='disk'><source file='/i/t.qcow2.TRANSIENT-a' index='1'/><target dev='vdb'/><transient/></disk>
         <interface type='network'><mac address='52:54:00:00:00:01'/><target dev='vnet0'/>
           <source network='default' portid='p' bridge='virbr0'/></interface>
-        <graphics type='vnc' port='5900' autoport='yes'/>
+        <graphics type='vnc' port='5900' autoport='yes' listen='127.0.0.1'><listen type='address' address='127.0.0.1'/></graphics>
         <serial type='pty'><source path='/dev/pts/1'/><target port='0'/></serial>
         <channel type='unix'><source mode='bind' path='/run/x'/>
           <target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel></devices>

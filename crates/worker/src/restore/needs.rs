@@ -34,7 +34,7 @@ pub(super) fn missing(connect: &Connect, view: &DomainView, recorded: &Needs) ->
         lines.extend(file("firmware", path));
     }
     // Images of ours are in place by now; what is missing was never in the backup.
-    for disk in &view.disks {
+    for disk in view.disks.iter().filter(|disk| !disk.optional) {
         if let Some(path) = disk.source.path() {
             lines.extend(file(&format!("disk {} with its image", disk.target), path));
         }
