@@ -269,7 +269,15 @@ fn of_disk(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use libvirt::Connect;
+
+    use super::super::image::Kind;
+    use super::super::machine;
+    use super::super::state::NvramFile;
     use super::*;
+    use crate::session::Session;
 
     const STORED: &str = "<domain type='kvm'><name>a</name><memory>5</memory><currentMemory>5</currentMemory>
         <cpu mode='host-model' check='partial'/><devices>
@@ -335,5 +343,67 @@ mod tests {
             unexplained(LIVE, &custom),
             ["cpu/model: \"x\" became \"z\""]
         );
+    }
+
+    /// A clone of a VM with one of everything, some of its disks in the backup.
+    fn clone_of_everything() -> Machine {
+        let images = ["vda", "vdb", "vdc", "vde"].map(|target| {
+            let path = format!("/images/new-{target}.qcow2");
+            (target.to_owned(), (path.into(), Kind::Qcow2))
+        });
+        Machine {
+            name: "new".into(),
+            uuid: "00000000-0000-4000-8000-000000000001".into(),
+            renamed: true,
+            isolated: true,
+            macs: Default::default(),
+            images: images.into(),
+            nvram: Some(NvramFile {
+                path: "/nvram/new_VARS.qcow2".into(),
+                ids: Default::default(),
+            }),
+            tpm: None,
+            boot: Vec::new(),
+            autostart: false,
+            start: false,
+            connect: Connect::open("test:///default").unwrap(),
+        }
+    }
+
+    #[test]
+    fn every_line_that_a_clone_changes_is_explained() {
+        // libvirt gives every network card an address.
+        let base = &include_str!("../../../libvirt/tests/domains/everything.xml").replace(
+            "<interface type='user'/>",
+            "<interface type='user'><mac address='52:54:00:aa:bb:03'/></interface>",
+        );
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let session = Session::new(ours).unwrap();
+        let mut machine = clone_of_everything();
+        let xml = machine::definition(session.line(), "web01", &machine, base).unwrap();
+        let found = differences(base, &xml).unwrap();
+        assert!(found.len() > 40, "{}", found.len());
+        let unexplained = |machine: &Machine| -> Vec<String> {
+            let left = found
+                .iter()
+                .filter(|difference| reason(difference, machine, None) == Reason::Unexplained);
+            left.map(ToString::to_string).collect()
+        };
+        assert_eq!(unexplained(&machine), [""; 0]);
+        // Had the restore not meant to change them, they would not be.
+        machine.renamed = false;
+        machine.isolated = false;
+        machine.nvram = None;
+        let left = unexplained(&machine).join("\n");
+        for part in [
+            "name: ",
+            "uuid: ",
+            "mac@address",
+            "link@state",
+            "os/nvram",
+            "disk[vdd]",
+        ] {
+            assert!(left.contains(part), "{part} is not in {left}");
+        }
     }
 }
