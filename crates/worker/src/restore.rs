@@ -3,9 +3,15 @@
 //! Images are written under temporary names. Nothing is renamed, and no domain defined, before every
 //! disk's root was recomputed and compared with the manifest.
 
+mod allowed;
+mod check;
+mod compare;
+mod decide;
 mod image;
 mod machine;
+mod needs;
 mod place;
+mod state;
 mod target;
 
 use std::collections::BTreeMap;
@@ -24,8 +30,6 @@ use target::Plan;
 
 /// Most manifests that one restore may bring: one for each job of a chain.
 const MAX_MANIFESTS: usize = 4096;
-/// Most bytes of small files (XML, NVRAM, manifest) that one restore may bring.
-const MAX_SMALL: usize = 64 << 20;
 
 /// What came so far.
 struct Taken {
@@ -144,39 +148,60 @@ fn part(
             session.go(Go::Write)?;
             taken.bytes += receive(session, |offset, bytes| image.write(offset, bytes))?;
         }
+        None if !plan.wants_file(file) => {
+            session.go(Go::Skip)?;
+            return Ok(());
+        }
         None => {
-            session.go(Go::Write)?;
-            let mut content = Vec::new();
-            let others: usize = taken
-                .small
-                .iter()
-                .filter(|(name, _)| *name != file)
-                .map(|(_, b)| b.len())
-                .sum();
-            taken.bytes += receive(session, |offset, bytes| {
-                ensure!(
-                    offset == content.len() as u64,
-                    "{file} does not come in order"
-                );
-                ensure!(
-                    others + content.len() + bytes.len() <= MAX_SMALL,
-                    "the small files of {vm} are larger than {} MiB",
-                    MAX_SMALL >> 20
-                );
-                content.extend_from_slice(&bytes);
-                Ok(bytes)
-            })?;
-            ensure!(
-                content.len() as u64 == head.size,
-                "{file} of {vm} came with {} bytes of {}",
-                content.len(),
-                head.size
-            );
+            let content = small(session, vm, file, head.size, &taken.small)?;
+            taken.bytes += content.len() as u64;
             taken.small.insert(file.to_owned(), content);
         }
     }
     taken.files += 1;
     Ok(())
+}
+
+/// Takes a small file of `size` bytes into memory.
+fn small(
+    session: &mut Session,
+    vm: &str,
+    file: &str,
+    size: u64,
+    known: &BTreeMap<String, Vec<u8>>,
+) -> Result<Vec<u8>> {
+    let others = || known.iter().filter(|(name, _)| *name != file);
+    let total: u64 = others().map(|(_, content)| content.len() as u64).sum();
+    ensure!(
+        size <= check::limit(file) && total.saturating_add(size) <= check::MAX_SMALL,
+        "the file {file} of {vm} has {} MiB: more than one of a VM can have",
+        size >> 20
+    );
+    ensure!(
+        others().count() < check::MAX_FILES,
+        "{vm} comes with more than {} small files",
+        check::MAX_FILES
+    );
+    session.go(Go::Write)?;
+    let mut content = Vec::with_capacity(usize::try_from(size)?);
+    receive(session, |offset, bytes| {
+        ensure!(
+            offset == content.len() as u64,
+            "{file} does not come in order"
+        );
+        ensure!(
+            content.len() as u64 + bytes.len() as u64 <= size,
+            "{file} of {vm} comes with more than its {size} bytes"
+        );
+        content.extend_from_slice(&bytes);
+        Ok(bytes)
+    })?;
+    ensure!(
+        content.len() as u64 == size,
+        "{file} of {vm} came with {} bytes of {size}",
+        content.len()
+    );
+    Ok(content)
 }
 
 /// Takes DATA frames until FILE-END; the number of bytes. `take` gives a buffer for the next one.

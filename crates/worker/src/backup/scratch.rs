@@ -26,8 +26,9 @@ const LOCAL: [i64; 7] = [
     0xCA45_1A4E, // bcachefs
 ];
 
-/// Makes sure of a local directory; true if its file system holds one of the images of `disks` as well.
-pub(super) fn check(dir: &Path, disks: &[Chosen]) -> Result<bool> {
+/// Makes sure of a local directory; true if its file system holds one of the `images` as well, which
+/// may be devices.
+pub(super) fn check<'a>(dir: &Path, images: impl IntoIterator<Item = &'a Path>) -> Result<bool> {
     make(dir).with_context(|| format!("cannot make the scratch directory {}", dir.display()))?;
     let kind = statfs(dir)?.f_type;
     ensure!(
@@ -37,11 +38,11 @@ pub(super) fn check(dir: &Path, disks: &[Chosen]) -> Result<bool> {
         dir.display()
     );
     let device = dir.metadata()?.dev();
-    let holds = |disk: &Chosen| {
-        let facts = disk.source.metadata();
-        !disk.block && facts.is_ok_and(|facts| facts.dev() == device)
+    let holds = |image: &Path| {
+        let facts = image.metadata();
+        facts.is_ok_and(|facts| facts.is_file() && facts.dev() == device)
     };
-    Ok(disks.iter().any(holds))
+    Ok(images.into_iter().any(holds))
 }
 
 /// Makes a directory and what is missing above it: QEMU must pass through, nobody may list.
