@@ -44,6 +44,8 @@ use watch::Watch;
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// How long libvirt may take over everything that is asked before the instant, or after it.
 const ASK_LIMIT: Duration = Duration::from_secs(90);
+/// How long the end of libvirt's job and the removal of files may take.
+const CLEAR_LIMIT: Duration = Duration::from_secs(120);
 /// How long making the scratch images may take: their blocks are reserved, not written.
 const SCRATCH_LIMIT: Duration = Duration::from_secs(300);
 
@@ -92,16 +94,20 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
     .with_context(|| format!("cannot begin the journal of {vm}"))?;
     match guarded(session, &ready, &mut journal) {
         Ok(manifest) => {
+            let limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
             remove_files(&ready)
                 .and_then(|()| Ok(journal.end()?))
                 .with_context(|| format!("the data of {vm} was sent, but not cleared up"))?;
+            drop(limit);
             finish(session, &ready, manifest)
         }
         Err(e) => {
             // As after a kill: libvirt's job ends before its files go, and what cannot be taken back
             // now stays in the journal.
+            let _limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
             let path = journal.path().to_path_buf();
-            if let Err(also) = repair::journal(&path, &mut |text| eprintln!("{text}")) {
+            if let Err(also) = repair::journal(&job.places, &path, &mut |text| eprintln!("{text}"))
+            {
                 line.warn(format!("{vm}: clearing up failed too: {also:#}"));
             }
             Err(e)
@@ -112,7 +118,10 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
 /// Lists what a backup would send, with true sizes.
 pub fn estimate(session: &mut Session, job: &Job) -> Result<End> {
     let (vm, policy) = job.vm()?;
-    let ready = prepare(session.line(), vm, policy, job)?;
+    let line = session.line().clone();
+    let limit = line.within(ASK_LIMIT, format!("look at {vm}"));
+    let ready = prepare(&line, vm, policy, job)?;
+    drop(limit);
     for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
         session.file(&head(vm, &disk.file(), *size, 0))?;
         session.file_end()?;
@@ -179,9 +188,10 @@ fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result
         .collect::<Result<Vec<u64>>>()?;
     let scratch_dir = &job.policy.scratch_dir;
     let images: Vec<Image> = disks.iter().map(image::look).collect();
-    let grow = disks.iter().map(|disk| disk.source.as_path());
-    let grow = grow.chain(images.iter().filter_map(|image| image.data_file.as_deref()));
-    let beside_images = scratch::check(scratch_dir, grow)?;
+    // Not to know counts as yes.
+    let (mut grow, known) = images_of_all(&connect).map_or((Vec::new(), false), |all| (all, true));
+    grow.extend(images.iter().filter_map(|image| image.data_file.clone()));
+    let beside_images = scratch::check(scratch_dir, &grow)? || !known;
     let name = &job.hello.job;
     Ok(Ready {
         vm,
@@ -203,6 +213,23 @@ fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result
         sizes,
         left_out,
     })
+}
+
+/// The images of every domain of this host: where one of them is, room is not ours alone.
+fn images_of_all(connect: &Connect) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for domain in connect.domains()? {
+        let xml = match domain.xml(XmlFlags::default()) {
+            Err(e) if e.kind == Kind::NotFound => continue,
+            xml => xml?,
+        };
+        for disk in DomainView::parse(&xml)?.disks {
+            let below = disk.backing.iter().map(|image| &image.source);
+            let sources = [&disk.source].into_iter().chain(below);
+            paths.extend(sources.filter_map(|source| source.path().map(PathBuf::from)));
+        }
+    }
+    Ok(paths)
 }
 
 /// Asks libvirt where a volume is.
@@ -248,7 +275,6 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
     drop(limit);
     let limit = line.within(ASK_LIMIT, format!("begin the backup of {vm}"));
     let uuid = ready.domain.uuid().to_owned();
-    let again = uuid.clone();
     let room = ready
         .socket
         .parent()
@@ -271,19 +297,26 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         restart_libvirt: ready.job.policy.restart_libvirt,
         guard: &ready.job.places.guard_socket(),
     };
+    let record = std::cell::RefCell::new(journal);
     let (backup, instant) = instant::take(
         &line,
         &ready.domain,
         &quiet,
-        || Ok(journal.intend(&Intent::Freeze { uuid })?),
+        || {
+            let uuid = uuid.clone();
+            Ok(record.borrow_mut().intend(&Intent::Freeze { uuid })?)
+        },
         || {
             let flags = BackupFlags {
                 reuse_external: true,
             };
             Ok(ready.domain.backup_begin(&xml, None, flags)?)
         },
+        || {
+            let uuid = uuid.clone();
+            Ok(record.borrow_mut().intend(&Intent::Thawed { uuid })?)
+        },
     )?;
-    journal.intend(&Intent::Thawed { uuid: again })?;
     if let (Some(frozen), Some(held)) = (instant.frozen_ms, instant.held_ms) {
         line.info(format!(
             "{vm}: frozen for {frozen} ms, {held} ms of them ours"
@@ -292,7 +325,9 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
     drop(limit);
     let sent = read_out(session, ready, &backup, &watch);
     // Every reader is closed by now, whatever happened: only then may the job end.
+    let limit = line.within(CLEAR_LIMIT, format!("end the backup of {vm}"));
     let ended = end(ready, backup);
+    drop(limit);
     drop(watch);
     let (metadata, disks, key) = sent?;
     ended?;

@@ -22,6 +22,7 @@ pub mod journal;
 mod keys;
 pub mod lock;
 pub mod manifest;
+mod note;
 mod owner;
 pub mod paths;
 pub mod repair;

@@ -42,6 +42,10 @@ impl Places {
     pub fn leases(&self) -> PathBuf {
         self.run.join("leases")
     }
+    /// Directory of what the guard granted to jobs.
+    pub fn claims(&self) -> PathBuf {
+        self.run.join("claims")
+    }
     /// The guard's socket.
     pub fn guard_socket(&self) -> PathBuf {
         self.run.join("guard.sock")

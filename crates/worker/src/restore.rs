@@ -15,6 +15,7 @@ mod state;
 mod target;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use relay::frame::{Header, Kind};
@@ -28,6 +29,8 @@ use crate::session::Session;
 use image::Image;
 use target::Plan;
 
+/// How long libvirt and file systems may take over what is asked before the first byte is written.
+const PLAN_LIMIT: Duration = Duration::from_secs(90);
 /// Most manifests that one restore may bring: one for each job of a chain.
 const MAX_MANIFESTS: usize = 4096;
 
@@ -118,6 +121,8 @@ fn part(
     }
     let (vm, file) = paths::parse_catalog(&head.path)?;
     if taken.plan.is_none() {
+        let line = session.line().clone();
+        let _limit = line.within(PLAN_LIMIT, format!("plan the restore of {vm}"));
         taken.plan = Some(target::plan(
             session.line(),
             job,

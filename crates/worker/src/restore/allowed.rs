@@ -144,7 +144,11 @@ mod tests {
         assert!(!allowed(&out.join("a")) && !outside.join("a").exists());
         assert!(!allowed(&nowhere) && !allowed(&nowhere.join("a")));
         // What was made for a restore that fails is known, and goes again.
-        repair::journal(journal.path(), &mut |_| {}).unwrap();
+        let places = crate::paths::Places {
+            run: dir.path().join("run"),
+            state: dir.path().join("state"),
+        };
+        repair::journal(&places, journal.path(), &mut |_| {}).unwrap();
         assert!(!root.join("a").exists() && root.exists() && nowhere.is_symlink());
     }
 }

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use blockmap::Root;
@@ -21,6 +22,9 @@ use crate::manifest::Manifest;
 use crate::owner::Ids;
 use crate::paths;
 use crate::session::Line;
+
+/// How long libvirt may take over the definition, and over the start if that is wanted.
+const DEFINE_LIMIT: Duration = Duration::from_secs(300);
 
 /// Runs the end of a restore. When it fails, the journal names what must go again.
 pub(super) fn finish(
@@ -91,6 +95,7 @@ pub(super) fn finish(
             std::fs::set_permissions(&tpm.dir, Permissions::from_mode(OURS))?;
             tpm.ids.own(&tpm.dir)?;
         }
+        let _limit = line.within(DEFINE_LIMIT, format!("define VM {vm}"));
         // It may have come while the data did.
         decide::refuse_existing(&machine.connect, &machine.name, &machine.uuid, &vm)?;
         plan.journal.intend(&Intent::Define {

@@ -19,6 +19,7 @@ use super::state::{BootFile, NvramFile, TpmState};
 use crate::journal::{Intent, Journal};
 use crate::lock::{self, Locked};
 use crate::manifest::{Disk, Manifest};
+use crate::paths::Places;
 use crate::repair;
 use crate::serve::Job;
 use crate::session::Line;
@@ -38,6 +39,7 @@ pub(super) struct Plan {
     pub(super) goal: Goal,
     pub(super) journal: Journal,
     maps: PathBuf,
+    places: Places,
     _lock: Locked,
 }
 
@@ -141,7 +143,7 @@ impl Plan {
         if done {
             return Ok(self.journal.end()?);
         }
-        undo(line, &self.vm, &self.journal);
+        undo(line, &self.places, &self.vm, &self.journal);
         Ok(())
     }
 
@@ -207,7 +209,7 @@ pub(super) fn plan(
     let goal = match goal(line, job, target, vm, manifest.as_ref(), &mut journal) {
         Ok(goal) => goal,
         Err(e) => {
-            undo(line, vm, &journal);
+            undo(line, places, vm, &journal);
             return Err(e);
         }
     };
@@ -221,6 +223,7 @@ pub(super) fn plan(
         goal,
         journal,
         maps,
+        places: places.clone(),
         _lock: lock,
     })
 }
@@ -246,9 +249,9 @@ fn goal(
 }
 
 /// Takes back what a failed restore made.
-fn undo(line: &Line, vm: &str, journal: &Journal) {
+fn undo(line: &Line, places: &Places, vm: &str, journal: &Journal) {
     let path = journal.path();
-    if let Err(e) = repair::journal(path, &mut |text| eprintln!("{text}")) {
+    if let Err(e) = repair::journal(places, path, &mut |text| eprintln!("{text}")) {
         line.warn(format!("{vm}: clearing up failed too: {e:#}"));
     }
 }
