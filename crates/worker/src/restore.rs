@@ -4,6 +4,7 @@
 //! disk's root was recomputed and compared with the manifest.
 
 mod allowed;
+mod back;
 mod check;
 mod compare;
 mod decide;
