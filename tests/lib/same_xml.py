@@ -32,5 +32,6 @@ for line in differences("domain", tree.parse(sys.argv[1]).getroot(), tree.parse(
     if not excuse:
         bad.append(line)
 bad += [f"expected and not there: {word}" for word in allowed if word not in used]
-print("\n".join(bad))
+for line in bad:
+    print(line)
 sys.exit(bool(bad))

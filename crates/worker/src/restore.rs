@@ -4,6 +4,7 @@
 //! disk's root was recomputed and compared with the manifest.
 
 mod allowed;
+mod back;
 mod check;
 mod compare;
 mod decide;
@@ -34,6 +35,9 @@ const PLAN_LIMIT: Duration = Duration::from_secs(90);
 /// Most manifests that one restore may bring: one for each job of a chain.
 const MAX_MANIFESTS: usize = 4096;
 
+/// Bytes that pass sooner than in two minutes, even over a slow line.
+const SHORT: u64 = 1 << 30;
+
 /// What came so far.
 struct Taken {
     manifests: Vec<Manifest>,
@@ -43,30 +47,24 @@ struct Taken {
     images: BTreeMap<String, Image>,
     /// Decided when the first part comes.
     plan: Option<Plan>,
+    /// Why there is no plan; said at the end.
+    refused: Option<anyhow::Error>,
     files: u64,
     bytes: u64,
 }
 
 /// Runs a restore from OBJECT to END.
 pub fn run(session: &mut Session, job: &Job) -> Result<End> {
-    ensure!(
-        job.hello
-            .regex_where
-            .as_deref()
-            .unwrap_or_default()
-            .is_empty(),
-        "RegexWhere is not supported for VMs; use where with options instead"
-    );
-    let target = Target::parse(job.hello.where_.as_deref().unwrap_or_default())?;
     let mut taken = Taken {
         manifests: Vec::new(),
         small: BTreeMap::new(),
         images: BTreeMap::new(),
         plan: None,
+        refused: None,
         files: 0,
         bytes: 0,
     };
-    let outcome = take(session, job, &target, &mut taken).and_then(|()| match &mut taken.plan {
+    let outcome = take(session, job, &mut taken).and_then(|()| match &mut taken.plan {
         Some(plan) => place::finish(session.line(), plan, &mut taken.images, &taken.small),
         // Nothing of ours was selected.
         None => Ok(()),
@@ -83,16 +81,16 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
 }
 
 /// Takes everything up to FINISH.
-fn take(session: &mut Session, job: &Job, target: &Target, taken: &mut Taken) -> Result<()> {
+fn take(session: &mut Session, job: &Job, taken: &mut Taken) -> Result<()> {
     loop {
         let header = session.next("PART")?;
         match header.kind {
             Kind::Object => object(session, header, taken)?,
             Kind::Part => {
                 let head: PartHead = session.reader().json(header)?;
-                part(session, job, target, &head, taken)?;
+                part(session, job, &head, taken)?;
             }
-            Kind::Finish => return Ok(()),
+            Kind::Finish => return taken.refused.take().map_or(Ok(()), Err),
             other => bail!("a {other:?} frame came where PART or FINISH was due"),
         }
     }
@@ -108,28 +106,27 @@ fn object(session: &mut Session, header: Header, taken: &mut Taken) -> Result<()
     Ok(())
 }
 
-fn part(
-    session: &mut Session,
-    job: &Job,
-    target: &Target,
-    head: &PartHead,
-    taken: &mut Taken,
-) -> Result<()> {
+fn part(session: &mut Session, job: &Job, head: &PartHead, taken: &mut Taken) -> Result<()> {
     if head.kind == FileKind::Directory {
         session.go(Go::Done)?;
         return Ok(());
     }
     let (vm, file) = paths::parse_catalog(&head.path)?;
-    if taken.plan.is_none() {
+    if taken.plan.is_none() && taken.refused.is_none() {
         let line = session.line().clone();
-        let _limit = line.within(PLAN_LIMIT, format!("plan the restore of {vm}"));
-        taken.plan = Some(target::plan(
-            session.line(),
-            job,
-            target,
-            vm,
-            &taken.manifests,
-        )?);
+        let limit = line.within(PLAN_LIMIT, format!("plan the restore of {vm}"));
+        let plan =
+            wish(job).and_then(|target| target::plan(&line, job, &target, vm, &taken.manifests));
+        drop(limit);
+        match plan {
+            Ok(plan) => taken.plan = Some(plan),
+            Err(e) if is_short(&taken.manifests) => taken.refused = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    if taken.refused.is_some() {
+        session.go(Go::Skip)?;
+        return Ok(());
     }
     let plan = taken.plan.as_mut().context("a plan was just made")?;
     ensure!(
@@ -165,6 +162,30 @@ fn part(
     }
     taken.files += 1;
     Ok(())
+}
+
+/// What the restore is asked for.
+fn wish(job: &Job) -> Result<Target> {
+    let regex = job.hello.regex_where.as_deref().unwrap_or_default();
+    ensure!(
+        regex.is_empty(),
+        "RegexWhere is not supported for VMs; use where with options instead"
+    );
+    let place = job.hello.where_.as_deref().unwrap_or_default();
+    Ok(Target::parse(place)?)
+}
+
+/// Is all that the Storage Daemon will send soon passed?
+///
+/// A File Daemon that gives up while the Storage Daemon still sends waits two minutes for its side of
+/// TLS to close. What passes sooner is let through, and the refusal said then.
+fn is_short(manifests: &[Manifest]) -> bool {
+    let bytes = manifests.iter().flat_map(|manifest| {
+        let disks = manifest.disks.iter().map(|disk| disk.sent_bytes);
+        disks.chain(manifest.files.iter().map(|file| file.size))
+    });
+    let total = bytes.fold(0, u64::saturating_add);
+    !manifests.is_empty() && total <= SHORT
 }
 
 /// Takes a small file of `size` bytes into memory.
@@ -228,5 +249,22 @@ fn receive(
             Kind::FileEnd => return Ok(total),
             other => bail!("a {other:?} frame came where DATA or FILE-END was due"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::sample;
+
+    #[test]
+    fn only_what_is_known_to_be_little_is_let_through() {
+        let little = sample();
+        assert!(is_short(std::slice::from_ref(&little)));
+        assert!(!is_short(&[]));
+        let mut much = sample();
+        much.disks[0].sent_bytes = u64::MAX;
+        much.files[0].size = u64::MAX;
+        assert!(!is_short(&[little, much]));
     }
 }

@@ -9,16 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use blockmap::Root;
-use libvirt::xml::DomainView;
-use libvirt::{Domain, XmlFlags};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::allowed::OURS;
+use super::back::Back;
 use super::image::Image;
 use super::target::{Goal, Machine, Plan};
-use super::{check, compare, decide, machine, needs};
+use super::{check, compare, machine};
 use crate::journal::{Intent, Journal};
-use crate::manifest::Manifest;
 use crate::owner::Ids;
 use crate::paths;
 use crate::session::Line;
@@ -86,33 +84,31 @@ pub(super) fn finish(
         })?;
         put(temp, path)?;
     }
-    if let Goal::Files { dir } = &plan.goal {
-        line.info(format!("{vm}: files are in {}", dir.display()));
-    }
-    if let (Goal::Machine(machine), Some((base, xml))) = (&plan.goal, definition) {
-        if let Some(tpm) = &machine.tpm {
-            // As libvirt would have made it: swtpm's alone.
-            std::fs::set_permissions(&tpm.dir, Permissions::from_mode(OURS))?;
-            tpm.ids.own(&tpm.dir)?;
+    let manifest = plan.newest_manifest().cloned();
+    match (&plan.goal, &definition) {
+        (Goal::Machine(machine), Some((base, xml))) => {
+            let back = Back {
+                line,
+                vm: &vm,
+                machine,
+                manifest: manifest.as_ref(),
+                base,
+                xml,
+            };
+            let _limit = line.within(DEFINE_LIMIT, format!("define VM {vm}"));
+            let domain = back.define(&mut plan.journal)?;
+            still_wanted(line, &vm)?;
+            plan.journal.intend(&Intent::Keep)?;
+            back.finish(&domain);
+            Ok(())
         }
-        let _limit = line.within(DEFINE_LIMIT, format!("define VM {vm}"));
-        // It may have come while the data did.
-        decide::refuse_existing(&machine.connect, &machine.name, &machine.uuid, &vm)?;
-        plan.journal.intend(&Intent::Define {
-            uuid: machine.uuid.clone(),
-        })?;
-        let domain = define(line, &vm, machine, &xml)?;
-        autostart(line, &vm, machine, &domain, plan.newest_manifest());
-        still_wanted(line, &vm)?;
-        plan.journal.intend(&Intent::Keep)?;
-        explain(line, &vm, machine, &domain, base);
-        let missing = missing(line, &vm, machine, &xml, plan.newest_manifest());
-        start(line, machine, missing)?;
-        return Ok(());
+        (Goal::Files { dir }, _) => {
+            line.info(format!("{vm}: files are in {}", dir.display()));
+            still_wanted(line, &vm)?;
+            Ok(plan.journal.intend(&Intent::Keep)?)
+        }
+        (Goal::Machine(_), None) => bail!("no definition for VM {vm}"),
     }
-    still_wanted(line, &vm)?;
-    plan.journal.intend(&Intent::Keep)?;
-    Ok(())
 }
 
 /// A file to be put in place.
@@ -249,98 +245,6 @@ fn put(temp: &Path, path: &Path) -> Result<()> {
         .with_context(|| format!("cannot put {} in place", path.display()))?;
     if let Some(dir) = path.parent() {
         File::open(dir)?.sync_all()?;
-    }
-    Ok(())
-}
-
-fn define(line: &Line, vm: &str, machine: &Machine, xml: &str) -> Result<Domain> {
-    let domain = machine
-        .connect
-        .define(xml)
-        .with_context(|| format!("cannot define VM {vm}"))?;
-    line.info(format!(
-        "{vm}: defined as {:?}, UUID {}",
-        domain.name(),
-        domain.uuid()
-    ));
-    Ok(domain)
-}
-
-/// A VM that starts with the host does so again; one under a new name does not.
-fn autostart(
-    line: &Line,
-    vm: &str,
-    machine: &Machine,
-    domain: &Domain,
-    manifest: Option<&Manifest>,
-) {
-    if !manifest.is_some_and(|manifest| manifest.autostart) {
-        return;
-    }
-    if !machine.autostart {
-        line.info(format!(
-            "{vm}: the original starts with the host, {:?} does not",
-            machine.name
-        ));
-        return;
-    }
-    match domain.set_autostart(true) {
-        Ok(()) => line.info(format!("{vm}: starts with the host")),
-        Err(e) => line.warn(format!("{vm}: does not start with the host any more: {e}")),
-    }
-}
-
-/// Says how the definition differs from the one in the backup.
-fn explain(line: &Line, vm: &str, machine: &Machine, domain: &Domain, base: &str) {
-    let flags = XmlFlags {
-        secure: true,
-        inactive: true,
-        ..XmlFlags::default()
-    };
-    match domain.xml(flags) {
-        Ok(now) => compare::report(line, vm, machine, base, &now),
-        Err(e) => line.warn(format!("{vm}: the definition cannot be compared: {e}")),
-    }
-}
-
-/// Names what the VM needs and this host does not have.
-fn missing(
-    line: &Line,
-    vm: &str,
-    machine: &Machine,
-    xml: &str,
-    manifest: Option<&Manifest>,
-) -> usize {
-    let recorded = manifest.map(|manifest| manifest.needs.clone());
-    let lines = match DomainView::parse(xml) {
-        Ok(view) => needs::missing(&machine.connect, &view, &recorded.unwrap_or_default()),
-        Err(e) => vec![format!("what it needs is not known: {e}")],
-    };
-    for text in &lines {
-        line.warn(format!("{vm}: {text}"));
-    }
-    lines.len()
-}
-
-fn start(line: &Line, machine: &Machine, missing: usize) -> Result<()> {
-    if !machine.start {
-        return Ok(());
-    }
-    if missing > 0 {
-        line.warn(format!(
-            "{:?} is back and was not started: {missing} of the things that it needs are missing, see above",
-            machine.name
-        ));
-        return Ok(());
-    }
-    let domain = machine.connect.by_uuid(&machine.uuid)?;
-    // It is back, whether it starts or not: a failed start is a warning, not a failed restore.
-    match domain.create() {
-        Ok(()) => line.info(format!("{:?} started", machine.name)),
-        Err(e) => line.warn(format!(
-            "{:?} is back but does not start: {e}",
-            machine.name
-        )),
     }
     Ok(())
 }
