@@ -93,7 +93,7 @@ impl Connect {
         }
     }
 
-    fn raw(&self) -> &ffi::Conn {
+    pub(crate) fn raw(&self) -> &ffi::Conn {
         self.shared.raw.as_ref().expect("only drop takes it")
     }
 

@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// No such domain, checkpoint, snapshot, job, pool or volume.
+    /// No such domain, checkpoint, snapshot, job, pool, volume, network, filter or secret.
     NotFound,
     /// libvirt, polkit or the socket's mode forbids it.
     Denied,
@@ -163,7 +163,10 @@ impl Fault {
             | sys::VIR_ERR_NO_DOMAIN_SNAPSHOT
             | sys::VIR_ERR_NO_DOMAIN_BACKUP
             | sys::VIR_ERR_NO_STORAGE_POOL
-            | sys::VIR_ERR_NO_STORAGE_VOL => Kind::NotFound,
+            | sys::VIR_ERR_NO_STORAGE_VOL
+            | sys::VIR_ERR_NO_NETWORK
+            | sys::VIR_ERR_NO_NWFILTER
+            | sys::VIR_ERR_NO_SECRET => Kind::NotFound,
             sys::VIR_ERR_OPERATION_DENIED
             | sys::VIR_ERR_ACCESS_DENIED
             | sys::VIR_ERR_AUTH_FAILED

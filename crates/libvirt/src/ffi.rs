@@ -13,6 +13,7 @@ use virt_sys as sys;
 use crate::error::Fault;
 
 mod domain;
+mod host;
 pub(crate) mod records;
 
 type Answer<T> = Result<T, Fault>;
@@ -70,6 +71,9 @@ object!(
     Snap, sys::_virDomainSnapshot, sys::virDomainSnapshotFree
 );
 object!(Pool, sys::_virStoragePool, sys::virStoragePoolFree);
+object!(Net, sys::_virNetwork, sys::virNetworkFree);
+object!(Filter, sys::_virNWFilter, sys::virNWFilterFree);
+object!(Secret, sys::_virSecret, sys::virSecretFree);
 object!(Vol, sys::_virStorageVol, sys::virStorageVolFree);
 
 impl Clone for Dom {

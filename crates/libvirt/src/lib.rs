@@ -23,6 +23,7 @@ mod domain;
 mod error;
 #[allow(unsafe_code)]
 mod ffi;
+mod host;
 mod quiesce;
 mod state;
 pub mod xml;
@@ -33,5 +34,6 @@ pub use checkpoint::Checkpoint;
 pub use connect::{Connect, Version};
 pub use domain::{Domain, Keep, Undefine, XmlFlags};
 pub use error::{Error, Kind, Result};
+pub use host::Presence;
 pub use quiesce::{AgentTimeout, Mount};
 pub use state::{PausedReason, ShutOffReason, State};

@@ -8,6 +8,7 @@
 use roxmltree::{Document, Node, ParsingOptions};
 
 mod build;
+mod diff;
 mod disk;
 mod edit;
 mod job;
@@ -15,10 +16,11 @@ mod splice;
 mod view;
 
 pub use build::{BackupDisk, BackupRead, CheckpointDisk, backup_xml, checkpoint_xml};
-pub use disk::{Disk, DiskSource};
+pub use diff::{Difference, differences};
+pub use disk::{Backing, Disk, DiskSource, SecretRef};
 pub use edit::Edits;
 pub use job::{BackupView, BackupViewDisk, CheckpointView, CheckpointViewDisk};
-pub use view::{DomainView, Interface, Loader, Nvram, Tpm};
+pub use view::{DomainView, Interface, Loader, Nvram, Tpm, TpmSource};
 
 /// Largest XML that is read, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -63,6 +65,9 @@ pub enum XmlError {
         /// The value, shortened.
         value: String,
     },
+    /// Laid out for a comparison it takes too much memory.
+    #[error("the XML is too large to compare")]
+    TooMuch,
     /// Two edits touch the same bytes.
     #[error("two edits of the XML overlap at byte {at}")]
     Overlap {

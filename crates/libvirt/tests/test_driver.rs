@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use libvirt::xml::{CheckpointDisk, CheckpointView, DomainView, Edits, checkpoint_xml};
 use libvirt::{
-    AgentTimeout, BackupFlags, Connect, Domain, Kind, PausedReason, ShutOffReason, State, Undefine,
-    Version, XmlFlags, deadline,
+    AgentTimeout, BackupFlags, Connect, Domain, Kind, PausedReason, Presence, ShutOffReason, State,
+    Undefine, Version, XmlFlags, deadline,
 };
 
 const URI: &str = concat!("test://", env!("CARGO_MANIFEST_DIR"), "/tests/node.xml");
@@ -316,4 +316,12 @@ fn a_volume_is_found_by_pool_and_name() {
         connect.volume_path("none", "x").unwrap_err().kind,
         Kind::NotFound
     );
+}
+
+#[test]
+fn what_a_host_does_not_have_is_told_from_what_it_has() {
+    let (connect, _) = open();
+    assert_eq!(connect.pool("default-pool").unwrap(), Presence::Active);
+    assert_eq!(connect.pool("none").unwrap(), Presence::Missing);
+    assert_eq!(connect.network("none").unwrap(), Presence::Missing);
 }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use libvirt::xml::{DiskSource, DomainView, Edits, MAX_BYTES, MAX_DEPTH, XmlError};
+use libvirt::xml::{DiskSource, DomainView, Edits, MAX_BYTES, MAX_DEPTH, TpmSource, XmlError};
 use proptest::prelude::*;
 
 const XML: &str = include_str!("domains/everything.xml");
@@ -64,7 +64,7 @@ fn everything_is_read() {
     let secrets: Vec<char> = view
         .secrets
         .iter()
-        .map(|s| s.chars().next().unwrap())
+        .map(|s| s.uuid.as_ref().unwrap().chars().next().unwrap())
         .collect();
     assert_eq!(secrets, ['1', '2', '4']);
     let cards: Vec<_> = view
@@ -93,7 +93,12 @@ fn every_disk_is_read_and_none_is_taken_for_another_kind() {
         vda.source.path(),
         Some("/var/lib/libvirt/images/web & 01.qcow2")
     );
-    assert_eq!((vda.index, vda.backing_images), (Some(3), 2));
+    assert_eq!((vda.index, vda.backing.len()), (Some(3), 2));
+    assert_eq!(vda.backing[1].format.as_deref(), Some("raw"));
+    assert_eq!(
+        vda.backing[1].source.path(),
+        Some("/var/lib/libvirt/images/base.raw")
+    );
     assert_eq!(
         (vda.format.as_deref(), vda.bus.as_deref()),
         (Some("qcow2"), Some("virtio"))
@@ -102,7 +107,7 @@ fn every_disk_is_read_and_none_is_taken_for_another_kind() {
     assert!(!(vda.readonly || vda.shareable || vda.transient || vda.encrypted || vda.data_store));
     assert_eq!(disk("vdb").source, DiskSource::Block("/dev/vg0/web".into()));
     assert_eq!(
-        (disk("vdb").backing_images, disk("vdb").format.as_deref()),
+        (disk("vdb").backing.len(), disk("vdb").format.as_deref()),
         (0, Some("raw"))
     );
     let volume = DiskSource::Volume {
@@ -120,6 +125,15 @@ fn every_disk_is_read_and_none_is_taken_for_another_kind() {
     assert!(disk("vde").encrypted && disk("vde").data_store);
     assert_eq!(disk("vdf").format, None);
     assert_eq!(disk("sda").source, DiskSource::Empty);
+    assert!(view.disks.iter().all(|disk| !disk.optional));
+    let optional = XML.replace("/no/driver'", "/no/driver' startupPolicy='optional'");
+    assert!(
+        DomainView::parse(&optional)
+            .unwrap()
+            .disk("vdf")
+            .unwrap()
+            .optional
+    );
     assert!(disk("sda").readonly && disk("sda").device == "cdrom");
     assert_eq!(disk("fda").device, "floppy");
     assert_eq!(disk("vdg").source, DiskSource::Other("vhostuser".into()));
@@ -622,7 +636,7 @@ proptest! {
                     prop_assert_eq!(disk.format.as_deref(), Some(*format));
                 }
                 Ask::Backing(target) => {
-                    prop_assert_eq!(view.disk(target).unwrap().backing_images, 0);
+                    prop_assert_eq!(view.disk(target).unwrap().backing.len(), 0);
                 }
                 Ask::Consoles(path) => prop_assert!(view.console_files.iter().all(|f| f == path)),
                 Ask::Id => prop_assert_eq!(view.id, None),
@@ -654,4 +668,24 @@ proptest! {
             let _ = edits.apply();
         }
     }
+}
+
+#[test]
+fn boot_files_and_the_place_of_a_tpm_are_edited() {
+    let xml = "<domain><name>a</name><os><kernel>/boot/k</kernel><initrd>/boot/i</initrd></os><devices>\
+        <tpm><backend type='emulator'><source type='dir' path='/srv/tpm'/></backend></tpm></devices></domain>";
+    let place = DomainView::parse(xml).unwrap().tpm.unwrap().source;
+    assert_eq!(place, Some(TpmSource::Dir("/srv/tpm".into())));
+    let mut edits = Edits::new(xml).unwrap();
+    edits.set_kernel(Path::new("/new/<k>")).unwrap();
+    edits.set_initrd(Path::new("/boot/i")).unwrap();
+    edits.strip_tpm_source();
+    assert_eq!(
+        edits.apply().unwrap(),
+        "<domain><name>a</name><os><kernel>/new/&lt;k&gt;</kernel><initrd>/boot/i</initrd></os><devices>\
+        <tpm><backend type='emulator'></backend></tpm></devices></domain>"
+    );
+    let mut edits = Edits::new("<domain><name>a</name></domain>").unwrap();
+    assert!(edits.set_kernel(Path::new("/k")).is_err());
+    edits.strip_tpm_source();
 }

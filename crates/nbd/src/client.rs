@@ -39,6 +39,13 @@ impl ShutdownHandle {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Handles keep the socket open, and a server waits for a client with replies to come.
+        self.conn.shared.stop();
+    }
+}
+
 impl Client {
     /// Connects to the socket `path` and selects `export` (`""` is the server's default).
     ///

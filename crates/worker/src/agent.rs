@@ -43,6 +43,11 @@ impl<'a> AgentOf<'a> {
         }
     }
 
+    /// UUID of the domain.
+    pub(crate) fn uuid(&self) -> &str {
+        self.domain.uuid()
+    }
+
     /// Is there an agent that answers?
     pub(crate) fn ping(&self) -> Result<(), Error> {
         self.domain
@@ -58,7 +63,7 @@ impl<'a> AgentOf<'a> {
 
     fn trouble(&self, error: &Error) -> Trouble {
         match error.kind {
-            Kind::NotFound => Trouble::Gone,
+            Kind::NotFound => Trouble::Missing,
             Kind::ConnectionLost | Kind::Timeout => Trouble::Lost(error.message.clone()),
             Kind::InvalidState | Kind::AgentUnavailable => match self.domain.state() {
                 Ok(state) if state.is_off() => self.off(state),
@@ -75,6 +80,8 @@ impl<'a> AgentOf<'a> {
             State::ShutOff(ShutOffReason::Saved) => Trouble::Away("saved to a file"),
             State::ShutOff(ShutOffReason::Migrated) => Trouble::Away("migrated to another host"),
             _ if saved => Trouble::Away("saved to a file"),
+            // A daemon that was restarted does not remember.
+            State::ShutOff(ShutOffReason::Unknown(_)) => Trouble::Missing,
             _ => Trouble::Gone,
         }
     }

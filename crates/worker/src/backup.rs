@@ -1,31 +1,41 @@
 //! One backup: the run, top to bottom, in the order it happens.
 
+mod announce;
+mod boot;
 mod choose;
+mod image;
 mod instant;
+mod maps;
 mod metadata;
+mod request;
 mod scratch;
+mod settled;
 mod socket;
 mod stream;
+mod tpm;
 mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use libvirt::xml::{BackupDisk, BackupRead, DomainView, backup_xml};
+use libvirt::xml::DomainView;
 use libvirt::{BackupFlags, BackupJob, Connect, Domain, Kind, State, XmlFlags};
-use relay::message::{End, FileHead, FileKind, Level};
+use relay::message::{End, FileHead, FileKind};
 use relay::policy::Vm;
 
 use crate::agent;
 use crate::guard::{Room, Scratch, Ward};
 use crate::journal::{Intent, Journal};
-use crate::manifest::{LeftOut, Manifest};
+use crate::manifest::{Boot, LeftOut, Manifest};
 use crate::paths::Places;
 use crate::serve::Job;
 use crate::session::{Line, Session};
 use crate::{keys, lock, paths, repair};
+pub(crate) use boot::MAX_BOOT;
 use choose::Chosen;
+use image::Image;
+pub(crate) use metadata::MAX_NVRAM;
 use metadata::Metadata;
 pub use stream::{Block, scan};
 use watch::Watch;
@@ -34,6 +44,8 @@ use watch::Watch;
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// How long libvirt may take over everything that is asked before the instant, or after it.
 const ASK_LIMIT: Duration = Duration::from_secs(90);
+/// How long the end of libvirt's job and the removal of files may take.
+const CLEAR_LIMIT: Duration = Duration::from_secs(120);
 /// How long making the scratch images may take: their blocks are reserved, not written.
 const SCRATCH_LIMIT: Duration = Duration::from_secs(300);
 
@@ -47,6 +59,12 @@ struct Ready<'a> {
     disks: Vec<Chosen>,
     sizes: Vec<u64>,
     left_out: Vec<LeftOut>,
+    /// One for each disk.
+    images: Vec<Image>,
+    boot: Vec<Boot>,
+    not_in_backup: Vec<String>,
+    /// Host name, and version of libvirt: asked before the guest waits for anything.
+    host: (String, String),
     /// Are there images of guests where the scratch images will be?
     beside_images: bool,
     socket: PathBuf,
@@ -66,7 +84,7 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
     .with_context(|| format!("cannot clear what an earlier job of {vm} left"))?;
     let ready = prepare(&line, vm, policy, job)?;
     drop(limit);
-    announce(&line, &ready);
+    announce::announce(&line, &ready);
     let mut journal = Journal::begin(
         &job.places.journal(),
         vm,
@@ -76,16 +94,20 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
     .with_context(|| format!("cannot begin the journal of {vm}"))?;
     match guarded(session, &ready, &mut journal) {
         Ok(manifest) => {
+            let limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
             remove_files(&ready)
                 .and_then(|()| Ok(journal.end()?))
                 .with_context(|| format!("the data of {vm} was sent, but not cleared up"))?;
-            finish(session, &ready, &manifest)
+            drop(limit);
+            finish(session, &ready, manifest)
         }
         Err(e) => {
             // As after a kill: libvirt's job ends before its files go, and what cannot be taken back
             // now stays in the journal.
+            let _limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
             let path = journal.path().to_path_buf();
-            if let Err(also) = repair::journal(&path, &mut |text| eprintln!("{text}")) {
+            if let Err(also) = repair::journal(&job.places, &path, &mut |text| eprintln!("{text}"))
+            {
                 line.warn(format!("{vm}: clearing up failed too: {also:#}"));
             }
             Err(e)
@@ -96,7 +118,10 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
 /// Lists what a backup would send, with true sizes.
 pub fn estimate(session: &mut Session, job: &Job) -> Result<End> {
     let (vm, policy) = job.vm()?;
-    let ready = prepare(session.line(), vm, policy, job)?;
+    let line = session.line().clone();
+    let limit = line.within(ASK_LIMIT, format!("look at {vm}"));
+    let ready = prepare(&line, vm, policy, job)?;
+    drop(limit);
     for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
         session.file(&head(vm, &disk.file(), *size, 0))?;
         session.file_end()?;
@@ -155,23 +180,24 @@ fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result
     );
     refuse_foreign_job(line, vm, &domain, &job.places)?;
     let view = DomainView::parse(&domain.xml(XmlFlags::default())?)?;
-    let (disks, left_out) = choose::choose(vm, &view, &policy.exclude)?;
+    let (disks, left_out) = choose::choose(vm, &view, &policy.exclude, &volume_path(&connect))?;
+    let boot = boot::files(&view)?;
     let sizes = disks
         .iter()
         .map(|disk| Ok(domain.block_info(&disk.target)?.capacity_bytes))
         .collect::<Result<Vec<u64>>>()?;
     let scratch_dir = &job.policy.scratch_dir;
-    let beside_images = scratch::check(scratch_dir, &disks)?;
+    let images: Vec<Image> = disks.iter().map(image::look).collect();
+    // Not to know counts as yes.
+    let (mut grow, known) = images_of_all(&connect).map_or((Vec::new(), false), |all| (all, true));
+    grow.extend(images.iter().filter_map(|image| image.data_file.clone()));
+    let beside_images = scratch::check(scratch_dir, &grow)? || !known;
     let name = &job.hello.job;
-    if view.tpm.is_some() {
-        line.warn(format!(
-            "{vm}: the state of its TPM is not in the backup yet"
-        ));
-    }
     Ok(Ready {
         vm,
         policy,
         job,
+        host: (connect.hostname()?, connect.lib_version()?.to_string()),
         connect,
         beside_images,
         socket: socket::path(&job.places.nbd(), job.hello.job_id),
@@ -179,11 +205,40 @@ fn prepare<'a>(line: &Line, vm: &'a str, policy: &'a Vm, job: &'a Job) -> Result
             .iter()
             .map(|disk| scratch::path(scratch_dir, name, disk))
             .collect(),
+        images,
+        not_in_backup: metadata::not_in_backup(&view, domain.uuid()),
+        boot,
         domain,
         disks,
         sizes,
         left_out,
     })
+}
+
+/// The images of every domain of this host: where one of them is, room is not ours alone.
+fn images_of_all(connect: &Connect) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for domain in connect.domains()? {
+        let xml = match domain.xml(XmlFlags::default()) {
+            Err(e) if e.kind == Kind::NotFound => continue,
+            xml => xml?,
+        };
+        for disk in DomainView::parse(&xml)?.disks {
+            let below = disk.backing.iter().map(|image| &image.source);
+            let sources = [&disk.source].into_iter().chain(below);
+            paths.extend(sources.filter_map(|source| source.path().map(PathBuf::from)));
+        }
+    }
+    Ok(paths)
+}
+
+/// Asks libvirt where a volume is.
+fn volume_path(connect: &Connect) -> impl Fn(&str, &str) -> std::result::Result<String, String> {
+    let connect = connect.clone();
+    move |pool, volume| {
+        let found = connect.volume_path(pool, volume);
+        found.map_err(|e| e.message)
+    }
 }
 
 /// Refuses a VM that has a backup job already, unless it is an orphan of ours.
@@ -198,32 +253,6 @@ fn refuse_foreign_job(line: &Line, vm: &str, domain: &Domain, places: &Places) -
         "VM {vm} has a backup job of somebody else; wait for it, or end it with virsh domjobabort"
     );
     Ok(())
-}
-
-fn announce(line: &Line, ready: &Ready<'_>) {
-    let vm = ready.vm;
-    let disks: Vec<String> = ready
-        .disks
-        .iter()
-        .zip(&ready.sizes)
-        .map(|(disk, size)| format!("{} {} {} MiB", disk.target, disk.format, size >> 20))
-        .collect();
-    line.info(format!(
-        "{vm}: domain {:?}: {}",
-        ready.domain.name(),
-        disks.join(", ")
-    ));
-    for disk in &ready.left_out {
-        line.info(format!(
-            "{vm}/{}: not in the backup: {}",
-            disk.target, disk.reason
-        ));
-    }
-    if ready.job.hello.level != Some(Level::Full) {
-        line.info(format!(
-            "{vm}: every disk starts over in this job: increments are not made yet"
-        ));
-    }
 }
 
 /// The part that leaves something behind if it is cut off: journalled, cleared by the caller.
@@ -246,7 +275,6 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
     drop(limit);
     let limit = line.within(ASK_LIMIT, format!("begin the backup of {vm}"));
     let uuid = ready.domain.uuid().to_owned();
-    let again = uuid.clone();
     let room = ready
         .socket
         .parent()
@@ -260,7 +288,7 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         uuid: uuid.clone(),
         socket: ready.socket.clone(),
     })?;
-    let xml = request(ready)?;
+    let xml = request::xml(ready)?;
     let quiet = instant::Quiet {
         vm,
         job: &ready.job.hello.job,
@@ -269,19 +297,26 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         restart_libvirt: ready.job.policy.restart_libvirt,
         guard: &ready.job.places.guard_socket(),
     };
+    let record = std::cell::RefCell::new(journal);
     let (backup, instant) = instant::take(
         &line,
         &ready.domain,
         &quiet,
-        || Ok(journal.intend(&Intent::Freeze { uuid })?),
+        || {
+            let uuid = uuid.clone();
+            Ok(record.borrow_mut().intend(&Intent::Freeze { uuid })?)
+        },
         || {
             let flags = BackupFlags {
                 reuse_external: true,
             };
             Ok(ready.domain.backup_begin(&xml, None, flags)?)
         },
+        || {
+            let uuid = uuid.clone();
+            Ok(record.borrow_mut().intend(&Intent::Thawed { uuid })?)
+        },
     )?;
-    journal.intend(&Intent::Thawed { uuid: again })?;
     if let (Some(frozen), Some(held)) = (instant.frozen_ms, instant.held_ms) {
         line.info(format!(
             "{vm}: frozen for {frozen} ms, {held} ms of them ours"
@@ -290,7 +325,9 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
     drop(limit);
     let sent = read_out(session, ready, &backup, &watch);
     // Every reader is closed by now, whatever happened: only then may the job end.
+    let limit = line.within(CLEAR_LIMIT, format!("end the backup of {vm}"));
     let ended = end(ready, backup);
+    drop(limit);
     drop(watch);
     let (metadata, disks, key) = sent?;
     ended?;
@@ -301,14 +338,26 @@ fn guarded(session: &mut Session, ready: &Ready<'_>, journal: &mut Journal) -> R
         job_id: ready.job.hello.job_id,
         domain: ready.domain.name().into(),
         uuid: ready.domain.uuid().into(),
-        hypervisor: ready.connect.hostname()?,
-        libvirt: ready.connect.lib_version()?.to_string(),
+        hypervisor: ready.host.0.clone(),
+        libvirt: ready.host.1.clone(),
         instant,
         key_id: key.id().to_string(),
         key: key.to_hex(),
         disks,
         left_out: ready.left_out.clone(),
+        not_in_backup: ready.not_in_backup.clone(),
+        files: metadata
+            .files
+            .iter()
+            .map(|(name, content)| metadata::record(name, content))
+            .collect(),
         nvram: metadata.nvram,
+        tpm: metadata.tpm,
+        boot: ready.boot.clone(),
+        autostart: metadata.autostart,
+        needs: metadata.needs,
+        snapshots: metadata.snapshots,
+        checkpoints: metadata.checkpoints,
     })
 }
 
@@ -331,43 +380,6 @@ fn ward(ready: &Ready<'_>) -> Ward {
     )
 }
 
-/// The XML of the backup job.
-fn request(ready: &Ready<'_>) -> Result<String> {
-    let mut disks: Vec<BackupDisk<'_>> = Vec::new();
-    for (disk, scratch) in ready.disks.iter().zip(&ready.scratches) {
-        let read = BackupRead {
-            scratch,
-            export: &disk.target,
-            since: None,
-            bitmap: "",
-        };
-        disks.push(BackupDisk {
-            target: &disk.target,
-            read: Some(read),
-        });
-    }
-    // What the domain has besides must be named, or libvirt decides about it.
-    let view = DomainView::parse(&ready.domain.xml(XmlFlags::default())?)?;
-    let others: Vec<String> = view
-        .disks
-        .iter()
-        .filter(|disk| {
-            ready
-                .disks
-                .iter()
-                .all(|chosen| chosen.target != disk.target)
-        })
-        .filter(|disk| disk.source != libvirt::xml::DiskSource::Empty)
-        .map(|disk| disk.target.clone())
-        .collect();
-    disks.extend(
-        others
-            .iter()
-            .map(|target| BackupDisk { target, read: None }),
-    );
-    Ok(backup_xml(&ready.socket, &disks)?)
-}
-
 /// Sends the definition and every disk. All readers are closed when this returns.
 fn read_out(
     session: &mut Session,
@@ -388,8 +400,8 @@ fn read_out(
     std::fs::create_dir_all(&maps).with_context(|| format!("cannot make {}", maps.display()))?;
     blockmap::sweep(&maps)?;
     let mut disks = Vec::new();
-    for disk in &ready.disks {
-        let sent = stream::disk(session, ready, disk, &key, &maps, watch)
+    for (disk, image) in ready.disks.iter().zip(&ready.images) {
+        let sent = stream::disk(session, ready, disk, &key, &maps, watch, image.clone())
             .with_context(|| format!("{vm}/{}", disk.target))?;
         disks.push(sent);
     }
@@ -432,7 +444,13 @@ fn remove_files(ready: &Ready<'_>) -> Result<()> {
 }
 
 /// The manifest goes last: it holds what the whole run came to.
-fn finish(session: &mut Session, ready: &Ready<'_>, manifest: &Manifest) -> Result<End> {
+fn finish(session: &mut Session, ready: &Ready<'_>, mut manifest: Manifest) -> Result<End> {
+    for boot in &ready.boot {
+        let content = boot::read(boot).with_context(|| format!("VM {}", ready.vm))?;
+        let head = head(ready.vm, &boot.file, content.len() as u64, 0);
+        session.small_file(&head, &content)?;
+        manifest.files.push(metadata::record(&boot.file, &content));
+    }
     let text = manifest.to_json();
     session.small_file(
         &head(ready.vm, "manifest.json", text.len() as u64, 0),
@@ -441,7 +459,7 @@ fn finish(session: &mut Session, ready: &Ready<'_>, manifest: &Manifest) -> Resu
     let mut object = head(ready.vm, "manifest", text.len() as u64, 0);
     object.kind = FileKind::Object;
     session.small_file(&object, &text)?;
-    prune_maps(ready);
+    maps::prune(ready);
     let nonzero: u64 = manifest.disks.iter().map(|disk| disk.nonzero_bytes).sum();
     session.line().info(format!(
         "{}: {} disks, {} MiB of data, consistency {}",
@@ -451,32 +469,4 @@ fn finish(session: &mut Session, ready: &Ready<'_>, manifest: &Manifest) -> Resu
         serde_json::to_string(&manifest.instant.consistency).unwrap_or_default()
     ));
     Ok(session.sent())
-}
-
-/// Keeps the maps of the last three jobs: last Full, previous and this one at the least.
-fn prune_maps(ready: &Ready<'_>) {
-    let dir = ready.job.places.maps(ready.vm);
-    let Ok(entries) = std::fs::read_dir(&dir) else {
-        return;
-    };
-    let mut jobs: std::collections::BTreeMap<String, Vec<PathBuf>> = Default::default();
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        if let Some((job, _)) = name.rsplit_once('-').filter(|_| name.ends_with(".map")) {
-            jobs.entry(job.to_owned()).or_default().push(path.clone());
-        }
-    }
-    let excess = jobs.len().saturating_sub(3);
-    for path in jobs.into_values().take(excess).flatten() {
-        if let Err(e) = std::fs::remove_file(&path) {
-            session_note(&path, &e);
-        }
-    }
-}
-
-fn session_note(path: &std::path::Path, error: &std::io::Error) {
-    eprintln!("cannot remove the old map {}: {error}", path.display());
 }

@@ -33,6 +33,10 @@ pub enum Trouble {
     /// The domain is off, but its memory lives on: it is frozen still when it comes back.
     #[error("the domain was {0} while it may have been frozen")]
     Away(&'static str),
+    /// libvirt does not know the domain, or not why it is off. It may be gone for good, or it may have
+    /// been saved or migrated, frozen as it was.
+    #[error("the domain is missing")]
+    Missing,
     /// libvirt itself does not answer.
     #[error("libvirt does not answer: {0}")]
     Lost(String),

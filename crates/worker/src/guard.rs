@@ -20,6 +20,7 @@
 //! No guest is frozen without a lease. When it runs out, or its connection closes without a release,
 //! the guard ends the worker and thaws the guest until that is proven.
 
+mod claims;
 mod client;
 mod lines;
 mod remote;
@@ -27,6 +28,8 @@ mod room;
 mod server;
 mod service;
 mod ward;
+mod watch;
+mod worker;
 
 pub use client::{Lease, Told, Watching, end_watch};
 pub(crate) use remote::Remote;
@@ -64,7 +67,12 @@ pub struct Terms {
     /// How long the guest may be frozen, in milliseconds from the grant.
     pub limit_ms: u64,
     /// May a libvirt daemon that is silent over the frozen guest be restarted?
+    #[serde(default = "yes")]
     pub restart_libvirt: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Terms {

@@ -114,6 +114,16 @@ impl Journal {
     }
 }
 
+/// Adds to the journal of a job that is over; a torn last line is cut off first.
+pub fn append(path: &Path, intent: &Intent) -> io::Result<()> {
+    let text = std::fs::read(path)?;
+    let complete = text.iter().rposition(|b| *b == b'\n');
+    let file = OpenOptions::new().append(true).open(path)?;
+    file.set_len(complete.map_or(0, |end| end as u64 + 1))?;
+    let path = path.to_path_buf();
+    Journal { path, file }.intend(intent)
+}
+
 /// Reads a journal. A torn last line is no intent: its deed never began.
 pub fn read(path: &Path) -> io::Result<Vec<Intent>> {
     let text = std::fs::read(path)?;
@@ -169,6 +179,8 @@ mod tests {
         let intents = read(&path).unwrap();
         assert_eq!(intents.len(), 2);
         assert_eq!(intents[1], file);
+        append(&path, &Intent::Keep).unwrap();
+        assert_eq!(read(&path).unwrap(), [intents, vec![Intent::Keep]].concat());
         assert_eq!(vm_of(&path).as_deref(), Some("web01"));
         assert_eq!(list(dir.path()).unwrap(), [path]);
         journal.end().unwrap();

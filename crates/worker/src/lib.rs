@@ -14,6 +14,7 @@
 mod agent;
 mod alive;
 pub mod backup;
+mod digest;
 pub mod freeze;
 pub mod guard;
 pub mod inventory;
@@ -21,6 +22,8 @@ pub mod journal;
 mod keys;
 pub mod lock;
 pub mod manifest;
+mod note;
+mod owner;
 pub mod paths;
 pub mod repair;
 pub mod restore;

@@ -33,6 +33,19 @@ pub struct Disk {
     pub format: String,
     /// Path of the original image.
     pub source: PathBuf,
+    /// Was it on a block device rather than in a file?
+    pub block: bool,
+    /// The images below it, the nearest first. What the guest saw of them is in the backup; the
+    /// restored image stands alone.
+    pub chain: Vec<Below>,
+    /// The file that held the data of a qcow2 image; the restored image has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<PathBuf>,
+    /// Names of the snapshots inside the image. They are not in the backup.
+    pub internal_snapshots: Vec<String>,
+    /// Why chain, data file and internal snapshots may be incomplete here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_unknown: Option<String>,
     /// Id of the part that this job wrote; it travels as `st_ino`.
     pub part: u64,
     /// Merkle root of the disk's map at the instant of the backup, hexadecimal.
@@ -43,6 +56,37 @@ pub struct Disk {
     pub nonzero_bytes: u64,
     /// Bytes that this job sent.
     pub sent_bytes: u64,
+}
+
+/// An image below another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Below {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: String,
+}
+
+/// A file of the backup besides the disks and the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Name in the backup, such as `domain.xml` or `tpm/tpm2-00.permall`.
+    pub name: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256, hexadecimal.
+    pub digest: String,
+}
+
+/// Who could read and write a file; names, because numbers differ between hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User; absent if the host had no name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Group; absent if the host had no name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 /// A disk that is not in the backup.
@@ -61,6 +105,70 @@ pub struct Nvram {
     pub file: String,
     /// Path of the original.
     pub source: PathBuf,
+    /// `raw` or `qcow2`; the bytes are kept as they were.
+    pub format: String,
+    /// Whose it was.
+    pub owner: Owner,
+}
+
+/// State of an emulated TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tpm {
+    /// `1.2` or `2.0`.
+    pub version: String,
+    /// Directory of the originals.
+    pub source: PathBuf,
+    /// Did somebody choose that directory? Otherwise it is libvirt's for this UUID.
+    pub chosen: bool,
+    /// Whose directory and files were.
+    pub owner: Owner,
+    /// File names in the backup.
+    pub files: Vec<String>,
+}
+
+/// A file that is booted directly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// File name in the backup: `kernel` or `initrd`.
+    pub file: String,
+    /// Path of the original.
+    pub source: PathBuf,
+}
+
+/// A secret that the VM needs. Its value is never in a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// UUID, if the definition names it so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<String>,
+}
+
+/// What the VM needs of a hypervisor besides what is in the backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// Such as `kvm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// Machine type, such as `pc-q35-9.1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// How the processor is chosen, such as `host-model`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Firmware image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
+    /// Virtual networks.
+    pub networks: Vec<String>,
+    /// Storage pools.
+    pub pools: Vec<String>,
+    /// Network filters.
+    pub filters: Vec<String>,
+    /// Secrets.
+    pub secrets: Vec<Secret>,
 }
 
 /// How quiet the guest was at the instant of the backup.
@@ -117,9 +225,26 @@ pub struct Manifest {
     pub disks: Vec<Disk>,
     /// Disks that are not, and why.
     pub left_out: Vec<LeftOut>,
+    /// What else of the VM is not in the backup, such as a device of the host.
+    pub not_in_backup: Vec<String>,
+    /// Every file besides the disks and this manifest.
+    pub files: Vec<File>,
     /// UEFI variables, if the VM has any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvram: Option<Nvram>,
+    /// State of its TPM, if it has an emulated one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Tpm>,
+    /// Kernel and initial RAM disk, if it boots them directly.
+    pub boot: Vec<Boot>,
+    /// Did it start with the host?
+    pub autostart: bool,
+    /// What it needs of a hypervisor.
+    pub needs: Needs,
+    /// libvirt's names of its snapshots; they are not in the backup.
+    pub snapshots: Vec<String>,
+    /// libvirt's names of its checkpoints; they are not in the backup.
+    pub checkpoints: Vec<String>,
 }
 
 /// Why a manifest is refused.
@@ -156,8 +281,115 @@ impl Manifest {
         text
     }
 
+    /// The record of a file.
+    pub fn file(&self, name: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.name == name)
+    }
+
     /// The disk with this target.
     pub fn disk(&self, target: &str) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.target == target)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A manifest of a VM with one of everything.
+    pub(crate) fn sample() -> Manifest {
+        let owner = Owner {
+            user: Some("tss".into()),
+            group: None,
+        };
+        Manifest {
+            version: VERSION,
+            vm: "web01".into(),
+            job: "web01.2026-01-31_22.00.00_05".into(),
+            job_id: 7,
+            domain: "web 01".into(),
+            uuid: "0f0e0d0c-0b0a-4908-8706-050403020100".into(),
+            hypervisor: "hv1".into(),
+            libvirt: "11.3.0".into(),
+            instant: Instant {
+                at: "2026-01-31T22:00:01Z".into(),
+                consistency: Consistency::Crash,
+                frozen_ms: None,
+                held_ms: None,
+            },
+            key_id: "1".into(),
+            key: "00".into(),
+            disks: vec![Disk {
+                target: "vda".into(),
+                file: "vda.raw".into(),
+                size: 4096,
+                format: "qcow2".into(),
+                source: "/images/web.qcow2".into(),
+                block: false,
+                chain: vec![Below {
+                    path: "/images/base.raw".into(),
+                    format: "raw".into(),
+                }],
+                data_file: Some("/images/web.data".into()),
+                internal_snapshots: vec!["one".into()],
+                image_unknown: None,
+                part: 1,
+                root: "00".into(),
+                basis: Basis::FullRead,
+                nonzero_bytes: 0,
+                sent_bytes: 4096,
+            }],
+            left_out: Vec::new(),
+            not_in_backup: Vec::new(),
+            files: vec![File {
+                name: "domain.xml".into(),
+                size: 3,
+                digest: crate::digest::of(b"abc"),
+            }],
+            nvram: Some(Nvram {
+                file: "nvram.fd".into(),
+                source: "/nvram/web.fd".into(),
+                format: "raw".into(),
+                owner: owner.clone(),
+            }),
+            tpm: Some(Tpm {
+                version: "2.0".into(),
+                source: "/swtpm/tpm2".into(),
+                chosen: false,
+                owner,
+                files: vec!["tpm/tpm2-00.permall".into()],
+            }),
+            boot: vec![Boot {
+                file: "kernel".into(),
+                source: "/boot/vmlinuz".into(),
+            }],
+            autostart: true,
+            needs: Needs {
+                networks: vec!["default".into()],
+                ..Needs::default()
+            },
+            snapshots: Vec::new(),
+            checkpoints: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_survives_being_written_and_read() {
+        let manifest = sample();
+        assert_eq!(Manifest::parse(&manifest.to_json()).unwrap(), manifest);
+        assert!(manifest.file("domain.xml").is_some() && manifest.file("x").is_none());
+    }
+
+    #[test]
+    fn another_version_and_what_is_no_manifest_are_refused() {
+        let mut manifest = sample();
+        manifest.version = 2;
+        assert!(matches!(
+            Manifest::parse(&manifest.to_json()),
+            Err(Error::Version(2))
+        ));
+        for text in ["", "{}", "[]", "{\"version\": 1}"] {
+            assert!(Manifest::parse(text.as_bytes()).is_err(), "{text}");
+        }
     }
 }

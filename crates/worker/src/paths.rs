@@ -42,6 +42,10 @@ impl Places {
     pub fn leases(&self) -> PathBuf {
         self.run.join("leases")
     }
+    /// Directory of what the guard granted to jobs.
+    pub fn claims(&self) -> PathBuf {
+        self.run.join("claims")
+    }
     /// The guard's socket.
     pub fn guard_socket(&self) -> PathBuf {
         self.run.join("guard.sock")
@@ -64,6 +68,15 @@ impl Places {
     }
 }
 
+/// Where libvirt keeps the state of emulated TPMs, a directory for each UUID.
+pub const SWTPM: &str = "/var/lib/libvirt/swtpm";
+
+/// libvirt's directory for the state of a TPM of this version.
+pub fn swtpm(uuid: &str, version: &str) -> PathBuf {
+    let leaf = if version == "1.2" { "tpm1.2" } else { "tpm2" };
+    Path::new(SWTPM).join(uuid).join(leaf)
+}
+
 /// The catalog path of a VM's file.
 pub fn catalog(vm: &str, file: &str) -> String {
     format!("/{CLASS}/{vm}/{vm}/{file}")
@@ -83,10 +96,10 @@ pub fn parse_catalog(path: &str) -> Result<(&str, &str), ForeignPath> {
     let (_, tail) = path
         .rsplit_once(&format!("/{CLASS}/"))
         .ok_or_else(foreign)?;
-    let mut parts = tail.trim_end_matches('/').split('/');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(vm), Some(setting), Some(file), None)
-            if vm == setting && name::check(vm).is_ok() && is_file_name(file) =>
+    let mut parts = tail.trim_end_matches('/').splitn(3, '/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(vm), Some(setting), Some(file))
+            if vm == setting && name::check(vm).is_ok() && is_in_backup(file) =>
         {
             Ok((vm, file))
         }
@@ -94,8 +107,19 @@ pub fn parse_catalog(path: &str) -> Result<(&str, &str), ForeignPath> {
     }
 }
 
+/// The one directory that a backup has.
+pub const TPM: &str = "tpm";
+
+/// A name that a file of a backup can have: a plain one, or a plain one in [`TPM`].
+pub fn is_in_backup(file: &str) -> bool {
+    match file.split_once('/') {
+        None => file != TPM && is_file_name(file),
+        Some((dir, file)) => dir == TPM && is_file_name(file),
+    }
+}
+
 /// Names that this program itself gives to files of a backup: nothing else is ever created.
-fn is_file_name(file: &str) -> bool {
+pub fn is_file_name(file: &str) -> bool {
     !file.is_empty()
         && file.len() <= 128
         && !file.starts_with('.')
@@ -129,6 +153,8 @@ mod tests {
                 Ok(("web01", "vda.raw"))
             );
         }
+        let path = catalog("web01", "tpm/tpm2-00.permall");
+        assert_eq!(parse_catalog(&path), Ok(("web01", "tpm/tpm2-00.permall")));
     }
 
     #[test]
@@ -144,6 +170,14 @@ mod tests {
             "/#LabBackup/a/a/x y",
             "/#LabBackup/a/a",
             "/#LabBackup/a/a/",
+            "/#LabBackup/a/a/tpm/",
+            "/#LabBackup/a/a/tpm/.lock",
+            "/#LabBackup/a/a/tpm/..",
+            "/#LabBackup/a/a/tpm/../x",
+            "/#LabBackup/a/a/tpm//x",
+            "/#LabBackup/a/a/tpm/a/b",
+            "/#LabBackup/a/a/other/x",
+            "/#LabBackup/a/a//x",
         ] {
             assert!(parse_catalog(path).is_err(), "{path:?}");
         }

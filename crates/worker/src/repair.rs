@@ -9,6 +9,7 @@ use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -20,6 +21,7 @@ use crate::freeze::{Guest, Trouble, thaw_within};
 use crate::guard::Remote;
 use crate::journal::{self as journals, Intent};
 use crate::lock;
+use crate::note::note;
 use crate::paths::Places;
 
 /// How long a begin of a backup may take that its worker did not see through. Below what systemd gives
@@ -30,71 +32,126 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(45);
 /// How long libvirt may take over anything else.
 const ASK_LIMIT: Duration = Duration::from_secs(20);
+/// How long another repair of the same VM is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Domains that are asked at once.
+const AT_ONCE: usize = 8;
 /// How long a thaw is tried here; the guard goes on with it.
 const THAW_LIMIT: Duration = Duration::from_secs(10);
 
 /// Repairs every VM whose lock is free. Returns how many journals are left.
 ///
 /// A journal whose VM is locked belongs to a running job and is not touched. The lock comes before the
-/// first look inside: a job that begins has an empty journal for a moment.
-pub fn all(places: &Places, mut say: impl FnMut(String)) -> Result<usize> {
-    let mut left = 0;
-    for path in journals::list(&places.journal()).context("cannot list the journals")? {
-        let Some(vm) = journals::vm_of(&path) else {
-            say(format!("{} is no journal of ours", path.display()));
-            left += 1;
-            continue;
-        };
-        let _lock = match lock::take(&places.lock(&vm), &vm, "repair", Duration::ZERO) {
-            Ok(lock) => lock,
-            Err(lock::Error::Busy { .. }) => continue,
-            Err(e) => {
-                say(format!("{vm}: {e}"));
-                left += 1;
-                continue;
-            }
-        };
-        // Its job may have ended meanwhile.
-        if !path.exists() {
-            continue;
-        }
-        if let Err(e) = journal(&path, &mut say) {
-            say(format!("{vm}: {e:#}"));
-            left += 1;
-        }
-    }
-    for (name, ended) in end_orphans(places)? {
-        match ended {
-            Ok(false) => {}
-            Ok(true) => say(format!("{name}: ended an orphaned backup job")),
-            // A domain that went away meanwhile has no job either.
-            Err(e) => eprintln!("repair: {name}: {e:#}"),
-        }
-    }
+/// first look inside: a job that begins has an empty journal for a moment. Each has a thread of its own:
+/// one whose guest or libvirt hangs must not hold up the others.
+pub fn all(places: &Places, say: impl FnMut(String) + Send) -> Result<usize> {
+    let say = Mutex::new(say);
+    let tell = |text: String| (say.lock().unwrap_or_else(PoisonError::into_inner))(text);
+    let paths = journals::list(&places.journal()).context("cannot list the journals")?;
+    let left = std::thread::scope(|scope| {
+        let threads: Vec<_> = paths
+            .iter()
+            .map(|path| scope.spawn(|| one(places, path, &mut |text| tell(text))))
+            .collect();
+        threads
+            .into_iter()
+            // A panic is in the journal of the host already.
+            .map(|thread| thread.join().unwrap_or(false))
+            .filter(|clean| !clean)
+            .count()
+    });
+    end_orphans(places, &tell)?;
+    sweep(places)?;
     Ok(left)
+}
+
+/// Removes what belongs to processes that are gone and is in no journal: maps of unfinished restores,
+/// directories of `qemu-nbd` children, which are named after their parent.
+fn sweep(places: &Places) -> Result<()> {
+    blockmap::sweep(&places.state.join("restore"))?;
+    let entries = match std::fs::read_dir(&places.run) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.context("cannot list the run-time directory")?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let parent = name.to_str().and_then(|name| name.split_once('-'));
+        let gone = parent.is_some_and(|(pid, number)| {
+            let numeric = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            numeric(pid) && numeric(number) && !Path::new("/proc").join(pid).exists()
+        });
+        if gone && entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Repairs after one journal, unless its VM is locked; false if it is left.
+fn one(places: &Places, path: &Path, say: &mut impl FnMut(String)) -> bool {
+    let Some(vm) = journals::vm_of(path) else {
+        say(format!("{} is no journal of ours", path.display()));
+        return false;
+    };
+    // Two journals of one VM wait for each other.
+    let _lock = match lock::take(&places.lock(&vm), &vm, "repair", LOCK_PATIENCE) {
+        Ok(lock) => lock,
+        Err(lock::Error::Busy { .. }) => return true,
+        Err(e) => {
+            say(format!("{vm}: {e}"));
+            return false;
+        }
+    };
+    // Its job may have ended meanwhile.
+    if !path.exists() {
+        return true;
+    }
+    match journal(places, path, say) {
+        Ok(clean) => clean,
+        Err(e) => {
+            say(format!("{vm}: {e:#}"));
+            false
+        }
+    }
 }
 
 /// Repairs what earlier jobs of `vm` left; the caller holds its lock.
 pub fn of_vm(places: &Places, vm: &str, mut say: impl FnMut(String)) -> Result<()> {
     for path in journals::list(&places.journal()).context("cannot list the journals")? {
         if journals::vm_of(&path).as_deref() == Some(vm) {
-            journal(&path, &mut say)?;
+            journal(places, &path, &mut say)?;
         }
     }
     Ok(())
 }
 
-/// Takes back what one journal names; the caller holds its VM's lock.
-pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
+/// Takes back what one journal names; the caller holds its VM's lock. False if a guest may still be
+/// frozen that does not answer: then the journal stays, and stands in nobody's way.
+pub fn journal(places: &Places, path: &Path, say: &mut impl FnMut(String)) -> Result<bool> {
     let intents = journals::read(path)
         .with_context(|| format!("journal {} is not readable", path.display()))?;
     let mut first = First::default();
     let thawed = intents
         .iter()
         .any(|intent| matches!(intent, Intent::Thawed { .. }));
+    let mut unanswered = false;
     for intent in &intents {
         if let (Intent::Freeze { uuid }, false) = (intent, thawed) {
-            first.keep(thaw(uuid), say);
+            match thaw(places, uuid) {
+                Ok(Thaw::Proven(said)) => {
+                    // A later freeze is somebody else's.
+                    let uuid = uuid.clone();
+                    let noted = journals::append(path, &Intent::Thawed { uuid });
+                    first.keep(noted.map(|()| said).map_err(Into::into), say);
+                }
+                Ok(Thaw::Unanswered(why)) => {
+                    unanswered = true;
+                    say(why);
+                }
+                Err(e) => drop(first.keep(Err(e), say)),
+            }
         }
     }
     // A domain or a job that is still there may use its files.
@@ -124,7 +181,11 @@ pub fn journal(path: &Path, say: &mut impl FnMut(String)) -> Result<()> {
     }
     match first.0 {
         Some(e) => Err(e),
-        None => Ok(std::fs::remove_file(path)?),
+        None if unanswered => Ok(false),
+        None => {
+            std::fs::remove_file(path)?;
+            Ok(true)
+        }
     }
 }
 
@@ -143,7 +204,7 @@ impl First {
                 return true;
             }
             Err(e) if self.0.is_none() => self.0 = Some(e),
-            Err(e) => eprintln!("repair: {e:#}"),
+            Err(e) => note!("repair: {e:#}"),
         }
         false
     }
@@ -168,17 +229,34 @@ fn on_domain<T: Send + 'static>(
     }
 }
 
+/// How a thaw went.
+enum Thaw {
+    /// The guest is not frozen any more, and what there is to say of it.
+    Proven(Option<String>),
+    /// Nobody answers who could tell.
+    Unanswered(String),
+}
+
 /// Thaws a guest whose worker died over its freeze.
-fn thaw(uuid: &str) -> Result<Option<String>> {
+fn thaw(places: &Places, uuid: &str) -> Result<Thaw> {
     let guest = Remote::new(uuid, false);
     match guest.is_frozen() {
-        Ok(false) | Err(Trouble::Gone) => return Ok(None),
-        // Whoever froze had a lease, and the guard keeps that until the thaw is proven. An agent that
-        // is gone for good must not stand in the way of every later job.
+        Ok(false) | Err(Trouble::Gone | Trouble::Missing) => return Ok(Thaw::Proven(None)),
         Err(trouble @ (Trouble::Refused(_) | Trouble::Unknown(_))) => {
-            return Ok(Some(format!(
-                "domain {uuid}: the guard answers for its thaw: {trouble}"
-            )));
+            // Whoever froze had a lease, and the guard keeps that until the thaw is proven, unless
+            // the host was restarted since.
+            let leased = places.leases().join(format!("{uuid}.json")).exists();
+            let who = if leased {
+                "the guard"
+            } else {
+                "the next repair"
+            };
+            let said = format!("domain {uuid}: {who} answers for its thaw: {trouble}");
+            return Ok(if leased {
+                Thaw::Proven(Some(said))
+            } else {
+                Thaw::Unanswered(said)
+            });
         }
         Err(trouble @ Trouble::Away(_)) => {
             return Err(trouble)
@@ -188,27 +266,32 @@ fn thaw(uuid: &str) -> Result<Option<String>> {
     }
     thaw_within(&guest, THAW_LIMIT)
         .with_context(|| format!("domain {uuid} is not proven thawed; it is tried again"))?;
-    Ok(Some(format!("domain {uuid}: thawed")))
+    Ok(Thaw::Proven(Some(format!("domain {uuid}: thawed"))))
 }
 
 /// Ends the backup jobs of this host that nobody has any more.
-fn end_orphans(places: &Places) -> Result<Vec<(String, Result<bool>)>> {
+fn end_orphans(places: &Places, say: &(impl Fn(String) + Sync)) -> Result<()> {
     let domains = deadline::run_on_new(agent::URI, ASK_LIMIT, "list", agent::URI, |connect| {
         connect.domains()
     })?;
-    Ok(domains
-        .iter()
-        .map(|domain| {
-            let places = places.clone();
-            let ended = on_domain(END_LIMIT, "end the backup of", domain.uuid(), move |d| {
-                end_orphan(d, &places)
-            });
-            (
-                domain.name().to_owned(),
-                ended.map(|ended| ended == Some(true)),
-            )
-        })
-        .collect())
+    // Some at a time: one that hangs must not hold up all others.
+    for some in domains.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            for domain in some {
+                scope.spawn(|| {
+                    let (places, name) = (places.clone(), domain.name());
+                    let end = move |domain: &Domain| end_orphan(domain, &places);
+                    match on_domain(END_LIMIT, "end the backup of", domain.uuid(), end) {
+                        Ok(Some(true)) => say(format!("{name}: ended an orphaned backup job")),
+                        Ok(_) => {}
+                        // A domain that went away meanwhile has no job either.
+                        Err(e) => note!("repair: {name}: {e:#}"),
+                    }
+                });
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Ends a backup job that began after its worker was dead and cleared up; true if there was one.
@@ -350,6 +433,13 @@ fn facts(path: &Path) -> Result<Option<Metadata>> {
 mod tests {
     use super::*;
 
+    fn places(dir: &Path) -> Places {
+        Places {
+            run: dir.join("run"),
+            state: dir.join("state"),
+        }
+    }
+
     #[test]
     fn only_the_job_that_serves_our_socket_is_ours() {
         let xml = "<domainbackup mode='pull'><server transport='unix' socket='/run/a.sock'/></domainbackup>";
@@ -360,6 +450,23 @@ mod tests {
             Path::new("/run/a.sock")
         ));
         assert!(!serves("", Path::new("/run/a.sock")));
+    }
+
+    #[test]
+    fn rooms_of_processes_that_are_gone_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let me = format!("{}-0", std::process::id());
+        // Beyond the largest number of a process: proc_sys_kernel(5), pid_max.
+        for name in ["4194305-0", &me, "nbd", "leases", "4194305-x"] {
+            std::fs::create_dir_all(places.run.join(name)).unwrap();
+        }
+        std::fs::write(places.run.join("4194305-0/socket"), "").unwrap();
+        sweep(&places).unwrap();
+        assert!(!places.run.join("4194305-0").exists());
+        for kept in [&me, "nbd", "leases", "4194305-x"] {
+            assert!(places.run.join(kept).exists(), "{kept}");
+        }
     }
 
     #[test]
@@ -377,7 +484,8 @@ mod tests {
             .intend(&Intent::File { path: gone.clone() })
             .unwrap();
         let path = journal.path().to_path_buf();
-        super::journal(&path, &mut |_| {}).unwrap();
+        let places = places(dir.path());
+        assert!(super::journal(&places, &path, &mut |_| {}).unwrap());
         assert!(kept.exists() && !gone.exists() && !path.exists());
     }
 
@@ -408,7 +516,8 @@ mod tests {
             ] {
                 journal.intend(&intent).unwrap();
             }
-            super::journal(journal.path(), &mut |_| {}).unwrap();
+            let places = places(dir.path());
+            assert!(super::journal(&places, journal.path(), &mut |_| {}).unwrap());
             assert_eq!(std::fs::read(&theirs).unwrap(), b"theirs");
             assert!(!ours.exists() && !temp.exists() && link.is_symlink());
         }

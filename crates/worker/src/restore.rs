@@ -3,12 +3,20 @@
 //! Images are written under temporary names. Nothing is renamed, and no domain defined, before every
 //! disk's root was recomputed and compared with the manifest.
 
+mod allowed;
+mod back;
+mod check;
+mod compare;
+mod decide;
 mod image;
 mod machine;
+mod needs;
 mod place;
+mod state;
 mod target;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use relay::frame::{Header, Kind};
@@ -22,10 +30,13 @@ use crate::session::Session;
 use image::Image;
 use target::Plan;
 
+/// How long libvirt and file systems may take over what is asked before the first byte is written.
+const PLAN_LIMIT: Duration = Duration::from_secs(90);
 /// Most manifests that one restore may bring: one for each job of a chain.
 const MAX_MANIFESTS: usize = 4096;
-/// Most bytes of small files (XML, NVRAM, manifest) that one restore may bring.
-const MAX_SMALL: usize = 64 << 20;
+
+/// Bytes that pass sooner than in two minutes, even over a slow line.
+const SHORT: u64 = 1 << 30;
 
 /// What came so far.
 struct Taken {
@@ -36,30 +47,24 @@ struct Taken {
     images: BTreeMap<String, Image>,
     /// Decided when the first part comes.
     plan: Option<Plan>,
+    /// Why there is no plan; said at the end.
+    refused: Option<anyhow::Error>,
     files: u64,
     bytes: u64,
 }
 
 /// Runs a restore from OBJECT to END.
 pub fn run(session: &mut Session, job: &Job) -> Result<End> {
-    ensure!(
-        job.hello
-            .regex_where
-            .as_deref()
-            .unwrap_or_default()
-            .is_empty(),
-        "RegexWhere is not supported for VMs; use where with options instead"
-    );
-    let target = Target::parse(job.hello.where_.as_deref().unwrap_or_default())?;
     let mut taken = Taken {
         manifests: Vec::new(),
         small: BTreeMap::new(),
         images: BTreeMap::new(),
         plan: None,
+        refused: None,
         files: 0,
         bytes: 0,
     };
-    let outcome = take(session, job, &target, &mut taken).and_then(|()| match &mut taken.plan {
+    let outcome = take(session, job, &mut taken).and_then(|()| match &mut taken.plan {
         Some(plan) => place::finish(session.line(), plan, &mut taken.images, &taken.small),
         // Nothing of ours was selected.
         None => Ok(()),
@@ -76,16 +81,16 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
 }
 
 /// Takes everything up to FINISH.
-fn take(session: &mut Session, job: &Job, target: &Target, taken: &mut Taken) -> Result<()> {
+fn take(session: &mut Session, job: &Job, taken: &mut Taken) -> Result<()> {
     loop {
         let header = session.next("PART")?;
         match header.kind {
             Kind::Object => object(session, header, taken)?,
             Kind::Part => {
                 let head: PartHead = session.reader().json(header)?;
-                part(session, job, target, &head, taken)?;
+                part(session, job, &head, taken)?;
             }
-            Kind::Finish => return Ok(()),
+            Kind::Finish => return taken.refused.take().map_or(Ok(()), Err),
             other => bail!("a {other:?} frame came where PART or FINISH was due"),
         }
     }
@@ -101,26 +106,27 @@ fn object(session: &mut Session, header: Header, taken: &mut Taken) -> Result<()
     Ok(())
 }
 
-fn part(
-    session: &mut Session,
-    job: &Job,
-    target: &Target,
-    head: &PartHead,
-    taken: &mut Taken,
-) -> Result<()> {
+fn part(session: &mut Session, job: &Job, head: &PartHead, taken: &mut Taken) -> Result<()> {
     if head.kind == FileKind::Directory {
         session.go(Go::Done)?;
         return Ok(());
     }
     let (vm, file) = paths::parse_catalog(&head.path)?;
-    if taken.plan.is_none() {
-        taken.plan = Some(target::plan(
-            session.line(),
-            job,
-            target,
-            vm,
-            &taken.manifests,
-        )?);
+    if taken.plan.is_none() && taken.refused.is_none() {
+        let line = session.line().clone();
+        let limit = line.within(PLAN_LIMIT, format!("plan the restore of {vm}"));
+        let plan =
+            wish(job).and_then(|target| target::plan(&line, job, &target, vm, &taken.manifests));
+        drop(limit);
+        match plan {
+            Ok(plan) => taken.plan = Some(plan),
+            Err(e) if is_short(&taken.manifests) => taken.refused = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    if taken.refused.is_some() {
+        session.go(Go::Skip)?;
+        return Ok(());
     }
     let plan = taken.plan.as_mut().context("a plan was just made")?;
     ensure!(
@@ -144,39 +150,84 @@ fn part(
             session.go(Go::Write)?;
             taken.bytes += receive(session, |offset, bytes| image.write(offset, bytes))?;
         }
+        None if !plan.wants_file(file) => {
+            session.go(Go::Skip)?;
+            return Ok(());
+        }
         None => {
-            session.go(Go::Write)?;
-            let mut content = Vec::new();
-            let others: usize = taken
-                .small
-                .iter()
-                .filter(|(name, _)| *name != file)
-                .map(|(_, b)| b.len())
-                .sum();
-            taken.bytes += receive(session, |offset, bytes| {
-                ensure!(
-                    offset == content.len() as u64,
-                    "{file} does not come in order"
-                );
-                ensure!(
-                    others + content.len() + bytes.len() <= MAX_SMALL,
-                    "the small files of {vm} are larger than {} MiB",
-                    MAX_SMALL >> 20
-                );
-                content.extend_from_slice(&bytes);
-                Ok(bytes)
-            })?;
-            ensure!(
-                content.len() as u64 == head.size,
-                "{file} of {vm} came with {} bytes of {}",
-                content.len(),
-                head.size
-            );
+            let content = small(session, vm, file, head.size, &taken.small)?;
+            taken.bytes += content.len() as u64;
             taken.small.insert(file.to_owned(), content);
         }
     }
     taken.files += 1;
     Ok(())
+}
+
+/// What the restore is asked for.
+fn wish(job: &Job) -> Result<Target> {
+    let regex = job.hello.regex_where.as_deref().unwrap_or_default();
+    ensure!(
+        regex.is_empty(),
+        "RegexWhere is not supported for VMs; use where with options instead"
+    );
+    let place = job.hello.where_.as_deref().unwrap_or_default();
+    Ok(Target::parse(place)?)
+}
+
+/// Is all that the Storage Daemon will send soon passed?
+///
+/// A File Daemon that gives up while the Storage Daemon still sends waits two minutes for its side of
+/// TLS to close. What passes sooner is let through, and the refusal said then.
+fn is_short(manifests: &[Manifest]) -> bool {
+    let bytes = manifests.iter().flat_map(|manifest| {
+        let disks = manifest.disks.iter().map(|disk| disk.sent_bytes);
+        disks.chain(manifest.files.iter().map(|file| file.size))
+    });
+    let total = bytes.fold(0, u64::saturating_add);
+    !manifests.is_empty() && total <= SHORT
+}
+
+/// Takes a small file of `size` bytes into memory.
+fn small(
+    session: &mut Session,
+    vm: &str,
+    file: &str,
+    size: u64,
+    known: &BTreeMap<String, Vec<u8>>,
+) -> Result<Vec<u8>> {
+    let others = || known.iter().filter(|(name, _)| *name != file);
+    let total: u64 = others().map(|(_, content)| content.len() as u64).sum();
+    ensure!(
+        size <= check::limit(file) && total.saturating_add(size) <= check::MAX_SMALL,
+        "the file {file} of {vm} has {} MiB: more than one of a VM can have",
+        size >> 20
+    );
+    ensure!(
+        others().count() < check::MAX_FILES,
+        "{vm} comes with more than {} small files",
+        check::MAX_FILES
+    );
+    session.go(Go::Write)?;
+    let mut content = Vec::with_capacity(usize::try_from(size)?);
+    receive(session, |offset, bytes| {
+        ensure!(
+            offset == content.len() as u64,
+            "{file} does not come in order"
+        );
+        ensure!(
+            content.len() as u64 + bytes.len() as u64 <= size,
+            "{file} of {vm} comes with more than its {size} bytes"
+        );
+        content.extend_from_slice(&bytes);
+        Ok(bytes)
+    })?;
+    ensure!(
+        content.len() as u64 == size,
+        "{file} of {vm} came with {} bytes of {size}",
+        content.len()
+    );
+    Ok(content)
 }
 
 /// Takes DATA frames until FILE-END; the number of bytes. `take` gives a buffer for the next one.
@@ -198,5 +249,22 @@ fn receive(
             Kind::FileEnd => return Ok(total),
             other => bail!("a {other:?} frame came where DATA or FILE-END was due"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::sample;
+
+    #[test]
+    fn only_what_is_known_to_be_little_is_let_through() {
+        let little = sample();
+        assert!(is_short(std::slice::from_ref(&little)));
+        assert!(!is_short(&[]));
+        let mut much = sample();
+        much.disks[0].sent_bytes = u64::MAX;
+        much.files[0].size = u64::MAX;
+        assert!(!is_short(&[little, much]));
     }
 }

@@ -282,7 +282,10 @@ fn attend(line: &Weak<Line>, plugin: &UnixStream) {
     let mut left = None;
     while let Some(line) = line.upgrade() {
         alive::notify("WATCHDOG=1");
-        line.tick();
+        // A plugin that does not listen is not told: this thread may not wait.
+        if ready(plugin, PollFlags::OUT) {
+            line.tick();
+        }
         if left.is_none() && ready(plugin, PollFlags::RDHUP) {
             line.gone.store(true, Ordering::Relaxed);
             left = Some(Instant::now());

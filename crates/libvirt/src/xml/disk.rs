@@ -39,6 +39,26 @@ impl DiskSource {
     }
 }
 
+/// An image below a disk's active one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Its format, such as `raw`.
+    pub format: Option<String>,
+    /// Where it is.
+    pub source: DiskSource,
+}
+
+/// How a domain names a secret that it needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SecretRef {
+    /// By UUID.
+    pub uuid: Option<String>,
+    /// By what it is for.
+    pub usage: Option<String>,
+    /// Such as `ceph` or `passphrase`.
+    pub kind: Option<String>,
+}
+
 /// A disk of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -60,16 +80,18 @@ pub struct Disk {
     pub shareable: bool,
     /// Writes are thrown away when the domain stops.
     pub transient: bool,
-    /// Number of images below the active one that the XML names.
-    pub backing_images: usize,
+    /// The images below the active one that the XML names, the nearest first.
+    pub backing: Vec<Backing>,
+    /// A start goes on without it when its source is missing.
+    pub optional: bool,
     /// Serial number.
     pub serial: Option<String>,
     /// The guest's data is in a second file beside the qcow2 one.
     pub data_store: bool,
     /// Only a slice of the image is the disk.
     pub slices: bool,
-    /// UUIDs or usages of secrets that the disk needs.
-    pub secrets: Vec<String>,
+    /// Secrets that the disk needs.
+    pub secrets: Vec<SecretRef>,
     /// The image is encrypted.
     pub encrypted: bool,
     /// A copy or commit of it is running.
@@ -97,7 +119,8 @@ impl Disk {
             readonly: child(disk, "readonly").is_some(),
             shareable: child(disk, "shareable").is_some(),
             transient: child(disk, "transient").is_some(),
-            backing_images: count_backing(disk),
+            backing: backing(disk),
+            optional: source.and_then(|s| s.attribute("startupPolicy")) == Some("optional"),
             serial: child(disk, "serial").map(text),
             data_store: source.and_then(|s| child(s, "dataStore")).is_some(),
             slices: source.and_then(|s| child(s, "slices")).is_some(),
@@ -126,32 +149,44 @@ fn read_source(kind: &str, source: Option<Node>) -> DiskSource {
 }
 
 /// `<backingStore>` nests, and ends with an empty one.
-fn count_backing(disk: Node) -> usize {
+fn backing(disk: Node) -> Vec<Backing> {
     let below = |node: Node<'_, '_>| child(node, "backingStore").map(|n| n.id());
-    let mut count = 0;
+    let mut found = Vec::new();
     let mut next = below(disk);
     while let Some(node) = next.and_then(|id| disk.document().get_node(id)) {
-        if child(node, "source").is_none() {
+        let Some(source) = child(node, "source") else {
             break;
-        }
-        count += 1;
+        };
+        found.push(Backing {
+            format: child(node, "format").and_then(|format| attr(format, "type")),
+            source: read_source(node.attribute("type").unwrap_or("file"), Some(source)),
+        });
         next = below(node);
     }
-    count
+    found
 }
 
 /// Every secret that is named below a node.
-pub(super) fn secrets(node: Node) -> Vec<String> {
+pub(super) fn secrets(node: Node) -> Vec<SecretRef> {
     let below = node
         .descendants()
         .filter(|n| n.tag_name().namespace().is_none());
     below
         .filter_map(|n| match n.tag_name().name() {
-            "secret" => attr(n, "uuid").or_else(|| attr(n, "usage")),
+            "secret" => Some(SecretRef {
+                uuid: attr(n, "uuid"),
+                usage: attr(n, "usage"),
+                kind: attr(n, "type"),
+            }),
             // A TPM names its secret like this.
-            "encryption" => attr(n, "secret"),
+            "encryption" => attr(n, "secret").map(|uuid| SecretRef {
+                uuid: Some(uuid),
+                usage: None,
+                kind: Some("vtpm".into()),
+            }),
             _ => None,
         })
+        .filter(|secret| secret.uuid.is_some() || secret.usage.is_some())
         .collect()
 }
 

@@ -212,6 +212,35 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
+    /// Changes the path of the kernel that is booted directly.
+    pub fn set_kernel(&mut self, path: &Path) -> Result<(), XmlError> {
+        self.set_boot_file("kernel", path)
+    }
+
+    /// Changes the path of its initial RAM disk.
+    pub fn set_initrd(&mut self, path: &Path) -> Result<(), XmlError> {
+        self.set_boot_file("initrd", path)
+    }
+
+    fn set_boot_file(&mut self, what: &str, path: &Path) -> Result<(), XmlError> {
+        let node = self.at(&["os", what])?;
+        let edit = self.xml.text_edit(node, path_text(path)?)?;
+        self.push(edit);
+        Ok(())
+    }
+
+    /// Lets libvirt choose where the state of an emulated TPM is.
+    pub fn strip_tpm_source(&mut self) {
+        let devices = child(self.doc.root_element(), "devices");
+        let edits: Vec<Edit> = devices
+            .into_iter()
+            .flat_map(|devices| children(devices, "tpm"))
+            .filter_map(|tpm| descend(tpm, &["backend", "source"]))
+            .map(|source| self.xml.removal(source))
+            .collect();
+        self.list.extend(edits);
+    }
+
     /// Takes away the sockets of channels whose path libvirt chose for the running domain, so that
     /// it chooses again. Paths chosen by people stay.
     pub fn strip_channel_sockets(&mut self) {

@@ -2,7 +2,7 @@
 
 use roxmltree::Node;
 
-use super::disk::{Disk, read_all, secrets};
+use super::disk::{Disk, SecretRef, read_all, secrets};
 use super::{XmlError, attr, child, children, descend, missing, parse, text};
 
 /// Name of the channel that the guest agent listens on.
@@ -57,8 +57,8 @@ pub struct DomainView {
     /// somebody chose for QEMU to listen on. Two domains that name the same one take it from each
     /// other. Sockets that libvirt chose are not among them.
     pub console_files: Vec<String>,
-    /// UUIDs or usages of every secret it needs.
-    pub secrets: Vec<String>,
+    /// Every secret it needs.
+    pub secrets: Vec<SecretRef>,
     /// Every virtual network it is plugged into.
     pub networks: Vec<String>,
     /// Every storage pool its disks are in.
@@ -100,12 +100,23 @@ pub struct Nvram {
 pub struct Tpm {
     /// Such as `tpm-crb`.
     pub model: Option<String>,
-    /// `emulator` or `passthrough`.
+    /// `emulator`, `passthrough` or `external`.
     pub kind: Option<String>,
     /// `1.2` or `2.0`.
     pub version: Option<String>,
     /// Is the state kept when the domain is undefined by itself?
     pub persistent_state: bool,
+    /// Where somebody put the state of an emulated one; none means where libvirt keeps it.
+    pub source: Option<TpmSource>,
+}
+
+/// Where the state of a TPM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TpmSource {
+    /// In the files of a directory.
+    Dir(String),
+    /// In one file, or in another way.
+    Other(String),
 }
 
 /// A network card.
@@ -148,10 +159,12 @@ impl DomainView {
             .filter_map(|i| child(i, "filterref").and_then(|f| attr(f, "filter")))
             .collect();
         let mut secrets = secrets(root);
-        for list in [&mut pools, &mut networks, &mut filters, &mut secrets] {
+        for list in [&mut pools, &mut networks, &mut filters] {
             list.sort();
             list.dedup();
         }
+        secrets.sort();
+        secrets.dedup();
         Ok(Self {
             name,
             uuid: get(&["uuid"]),
@@ -278,6 +291,15 @@ fn read_tpm(tpm: Node) -> Tpm {
         kind: get("type"),
         version: get("version"),
         persistent_state: get("persistent_state").as_deref() == Some("yes"),
+        source: backend
+            .and_then(|backend| child(backend, "source"))
+            .map(|source| {
+                let path = attr(source, "path").unwrap_or_default();
+                match source.attribute("type") {
+                    Some("dir") => TpmSource::Dir(path),
+                    _ => TpmSource::Other(path),
+                }
+            }),
     }
 }
 

@@ -13,9 +13,12 @@ use relay::policy::Quiesce;
 
 use crate::agent::AgentOf;
 use crate::freeze::{Guest, Trouble, thaw_until_proven};
-use crate::guard::{Lease, Terms};
+use crate::guard::{Lease, Remote, Terms};
 use crate::manifest::{Consistency, Instant};
 use crate::session::Line;
+
+/// How long a guard that is being restarted is waited for.
+const GUARD_RETURN: Duration = Duration::from_secs(5);
 
 /// How the guest is to be quieted.
 #[derive(Debug)]
@@ -30,7 +33,8 @@ pub(super) struct Quiet<'a> {
 
 /// Runs `begin` with the guest's file systems frozen, as far as the policy says.
 ///
-/// `before_freeze` records the intent. Returns what `begin` returned and how it was.
+/// `before_freeze` records the intent, `thawed` that the guest is proven thawed, which also holds when
+/// `begin` failed. Returns what `begin` returned and how it was.
 ///
 /// # Errors
 /// `begin` failed, or the policy requires a freeze that could not be had. The guest is thawed
@@ -41,6 +45,7 @@ pub(super) fn take<T>(
     quiet: &Quiet<'_>,
     before_freeze: impl FnOnce() -> Result<()>,
     begin: impl FnOnce() -> Result<T>,
+    thawed: impl FnOnce() -> Result<()>,
 ) -> Result<(T, Instant)> {
     let agent = AgentOf::new(domain);
     let ready = match quiet.quiesce {
@@ -50,8 +55,8 @@ pub(super) fn take<T>(
                 Ok(lease) => Some(lease),
                 Err(error) if quiet.quiesce == Quiesce::Require => {
                     return Err(error.context(format!(
-                        "quiesce = \"require\" and the guest cannot be frozen; install or start the \
-                         agent in it, or set vms.{}.quiesce = \"try\" in lab.toml",
+                        "quiesce = \"require\" and the guest cannot be frozen; set vms.{}.quiesce = \
+                         \"try\" in lab.toml to back it up without",
                         quiet.vm
                     )));
                 }
@@ -71,7 +76,7 @@ pub(super) fn take<T>(
             let value = begin()?;
             Ok((value, unfrozen(at)))
         }
-        Some(lease) => frozen(line, &agent, quiet, lease, begin),
+        Some(lease) => frozen(line, &agent, quiet, lease, begin, thawed),
     }
 }
 
@@ -91,9 +96,11 @@ fn prepare(
     quiet: &Quiet<'_>,
     before_freeze: impl FnOnce() -> Result<()>,
 ) -> Result<Lease> {
-    agent.ping().context("no guest agent answers")?;
+    agent.ping().context(
+        "no guest agent answers; install or start it in the guest, or restart it if it runs",
+    )?;
     if agent.is_frozen()? {
-        bail!("somebody else holds it frozen");
+        bail!(FOREIGN);
     }
     // A call that outlives this limit is in doubt; what is left of the lease is for the thaw.
     let patience = Duration::from_millis(quiet.limit_ms).saturating_sub(Duration::from_secs(2));
@@ -106,7 +113,35 @@ fn prepare(
         quiet.limit_ms,
         quiet.restart_libvirt,
     );
-    Lease::ask(quiet.guard, terms).context("the guard grants no lease")
+    let lease = ask(quiet.guard, &terms).context("the guard grants no lease")?;
+    // Writing down and asking took a while. A foreign freeze that we doubted about would be thawed.
+    match agent.is_frozen() {
+        Ok(false) => Ok(lease),
+        other => {
+            lease.release();
+            other?;
+            bail!(FOREIGN)
+        }
+    }
+}
+
+/// Why a guest is not frozen that is frozen.
+const FOREIGN: &str = "somebody else holds it frozen";
+
+/// Asks for a lease, also of a guard that is being restarted.
+fn ask(guard: &Path, terms: &Terms) -> std::io::Result<Lease> {
+    let start = Clock::now();
+    loop {
+        match Lease::ask(guard, terms.clone()) {
+            Err(e)
+                if e.kind() != std::io::ErrorKind::PermissionDenied
+                    && start.elapsed() < GUARD_RETURN =>
+            {
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn frozen<T>(
@@ -115,6 +150,7 @@ fn frozen<T>(
     quiet: &Quiet<'_>,
     mut lease: Lease,
     begin: impl FnOnce() -> Result<T>,
+    proven: impl FnOnce() -> Result<()>,
 ) -> Result<(T, Instant)> {
     let sent = Clock::now();
     match agent.freeze() {
@@ -126,7 +162,9 @@ fn frozen<T>(
             let thawed = thaw(line, agent, quiet);
             let frozen = sent.elapsed();
             let kept = lease.release();
+            let recorded = proven();
             let value = begun?;
+            recorded?;
             let mut instant = unfrozen(at);
             instant.frozen_ms = Some(millis(frozen));
             instant.held_ms = Some(millis(held));
@@ -145,6 +183,12 @@ fn frozen<T>(
             Ok((value, instant))
         }
         Err(trouble) => {
+            if matches!(trouble, Trouble::Away(_) | Trouble::Missing) {
+                // Frozen or not, it is elsewhere. The guard keeps the lease until it comes back, and ends
+                // this process now that the lease is dropped.
+                line.warn(format!("{}: {trouble}; the backup is given up", quiet.vm));
+                return Err(trouble.into());
+            }
             let refused = matches!(trouble, Trouble::Refused(_));
             if !refused {
                 // In doubt: it may freeze later, so thaw until that is excluded.
@@ -152,6 +196,7 @@ fn frozen<T>(
                 thaw_in_doubt(line, agent, quiet);
             }
             lease.release();
+            proven()?;
             if quiet.quiesce == Quiesce::Require || trouble == Trouble::Gone {
                 return Err(trouble).with_context(|| format!("the freeze of {} failed", quiet.vm));
             }
@@ -174,8 +219,11 @@ fn thaw(line: &Line, agent: &AgentOf<'_>, quiet: &Quiet<'_>) -> u32 {
     }
 }
 
+/// Over connections of its own: the one at hand may be dead, and the doubt because of that.
 fn thaw_in_doubt(line: &Line, agent: &AgentOf<'_>, quiet: &Quiet<'_>) -> u32 {
-    thaw_until_proven(agent, Duration::from_secs(1), |trouble| {
+    // The guard restarts a daemon that is silent, if that is allowed.
+    let guest = Remote::new(agent.uuid(), false);
+    thaw_until_proven(&guest, Duration::from_secs(1), |trouble| {
         line.warn(format!(
             "{}: the thaw is not proven yet: {trouble}",
             quiet.vm

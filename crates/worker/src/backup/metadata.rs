@@ -1,22 +1,33 @@
-//! The definition of the machine at the instant of the backup.
+//! The definition of the machine at the instant of the backup, and the state beside its disks.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libvirt::xml::DomainView;
-use libvirt::{Domain, XmlFlags};
+use libvirt::{Connect, Domain, XmlFlags};
 
-use super::{Ready, choose};
-use crate::manifest::Nvram;
+use super::tpm::{self, State};
+use super::{Ready, choose, settled, volume_path};
+use crate::manifest::{File, Needs, Nvram, Secret, Tpm};
+use crate::{digest, owner};
 
-/// Small files of the backup, in the order they are sent.
+/// Small files by name.
+pub(super) type Files = Vec<(String, Vec<u8>)>;
+
+/// What was taken at the instant.
 pub(super) struct Metadata {
-    pub(super) files: Vec<(String, Vec<u8>)>,
+    /// Small files, in the order they are sent.
+    pub(super) files: Files,
     pub(super) nvram: Option<Nvram>,
+    pub(super) tpm: Option<Tpm>,
+    pub(super) autostart: bool,
+    pub(super) needs: Needs,
+    pub(super) snapshots: Vec<String>,
+    pub(super) checkpoints: Vec<String>,
 }
 
 /// Largest NVRAM file that is read, in bytes; real ones have at most 16 MiB.
-const MAX_NVRAM: u64 = 64 << 20;
+pub(crate) const MAX_NVRAM: u64 = 64 << 20;
 
 /// Takes the definition right after the backup began.
 ///
@@ -28,14 +39,16 @@ pub(super) fn take(domain: &Domain, ready: &Ready<'_>) -> Result<Metadata> {
         ..XmlFlags::default()
     })?;
     let view = DomainView::parse(&live)?;
-    let (now, _) = choose::choose(ready.vm, &view, &ready.policy.exclude)?;
+    let volume = volume_path(&ready.connect);
+    let (now, _) = choose::choose(ready.vm, &view, &ready.policy.exclude, &volume)?;
     ensure!(
         now == ready.disks,
         "the disks of VM {} changed while its backup began; run it again",
         ready.vm
     );
     let mut files = vec![("domain.xml".to_owned(), live.into_bytes())];
-    if domain.is_persistent()? {
+    let persistent = domain.is_persistent()?;
+    if persistent {
         let flags = XmlFlags {
             secure: true,
             inactive: true,
@@ -46,41 +59,109 @@ pub(super) fn take(domain: &Domain, ready: &Ready<'_>) -> Result<Metadata> {
             domain.xml(flags)?.into_bytes(),
         ));
     }
-    let nvram = match view.nvram.and_then(|nvram| nvram.path) {
-        None => None,
-        Some(path) => {
-            let content = read_until_stable(Path::new(&path))?;
-            files.push(("nvram.fd".to_owned(), content));
-            Some(Nvram {
-                file: "nvram.fd".into(),
-                source: path.into(),
-            })
-        }
-    };
-    Ok(Metadata { files, nvram })
+    let nvram = take_nvram(&view, &mut files)?;
+    let tpm = take_tpm(&view, domain.uuid(), &mut files)?;
+    Ok(Metadata {
+        files,
+        nvram,
+        tpm,
+        // A domain without a stored definition has none.
+        autostart: persistent && domain.autostart()?,
+        needs: needs(&view, &ready.connect)?,
+        snapshots: domain
+            .snapshots()?
+            .iter()
+            .map(|s| s.name().into())
+            .collect(),
+        checkpoints: domain
+            .checkpoints()?
+            .iter()
+            .map(|c| c.name().into())
+            .collect(),
+    })
 }
 
-/// Reads a file that its owner may be writing, until two copies agree.
-fn read_until_stable(path: &Path) -> Result<Vec<u8>> {
-    let read = || -> Result<Vec<u8>> {
-        let size = std::fs::metadata(path)
-            .with_context(|| format!("cannot look at the NVRAM {}", path.display()))?
-            .len();
-        ensure!(
-            size <= MAX_NVRAM,
-            "the NVRAM {} has {size} bytes",
-            path.display()
-        );
-        std::fs::read(path).with_context(|| format!("cannot read the NVRAM {}", path.display()))
-    };
-    let mut last = read()?;
-    for _ in 0..20 {
-        let next = read()?;
-        if next == last {
-            return Ok(next);
-        }
-        last = next;
-        std::thread::sleep(std::time::Duration::from_millis(50));
+/// The manifest's record of a small file.
+pub(super) fn record(name: &str, content: &[u8]) -> File {
+    File {
+        name: name.into(),
+        size: content.len() as u64,
+        digest: digest::of(content),
     }
-    anyhow::bail!("the NVRAM {} changes all the time", path.display())
+}
+
+fn take_nvram(view: &DomainView, files: &mut Files) -> Result<Option<Nvram>> {
+    let Some(nvram) = &view.nvram else {
+        return Ok(None);
+    };
+    let Some(path) = nvram.path.as_deref().map(Path::new) else {
+        return Ok(None);
+    };
+    let content = settled::read("the NVRAM", || settled::file("the NVRAM", path, MAX_NVRAM))?;
+    files.push(("nvram.fd".to_owned(), content));
+    let facts = path.symlink_metadata()?;
+    Ok(Some(Nvram {
+        file: "nvram.fd".into(),
+        source: path.into(),
+        format: nvram.format.clone().unwrap_or_else(|| "raw".into()),
+        owner: owner::of(&facts).context("cannot read the names of users")?,
+    }))
+}
+
+fn take_tpm(view: &DomainView, uuid: &str, files: &mut Files) -> Result<Option<Tpm>> {
+    match view.tpm.as_ref().map(|tpm| tpm::place(tpm, uuid)) {
+        None | Some(State::NotOurs(_)) => Ok(None),
+        Some(State::In {
+            dir,
+            version,
+            chosen,
+        }) => {
+            let (tpm, state) = tpm::take(dir, version, chosen)?;
+            files.extend(state);
+            Ok(Some(tpm))
+        }
+    }
+}
+
+/// What of the machine no backup can hold.
+pub(super) fn not_in_backup(view: &DomainView, uuid: &str) -> Vec<String> {
+    let devices = view.hostdevs.iter();
+    let shared = view.shared_dirs.iter();
+    devices
+        .map(|kind| format!("a device of the host that is passed through ({kind})"))
+        .chain(shared.map(|dir| format!("the content of the shared directory {dir}")))
+        .chain(
+            view.tpm
+                .as_ref()
+                .and_then(|tpm| match tpm::place(tpm, uuid) {
+                    State::NotOurs(why) => Some(why),
+                    State::In { .. } => None,
+                }),
+        )
+        .collect()
+}
+
+fn needs(view: &DomainView, connect: &Connect) -> Result<Needs> {
+    let mut secrets = Vec::new();
+    for secret in &view.secrets {
+        let usage = match (&secret.usage, &secret.uuid) {
+            (None, Some(uuid)) => connect.secret_usage(uuid)?,
+            (usage, _) => usage.clone(),
+        };
+        secrets.push(Secret {
+            uuid: secret.uuid.clone(),
+            usage: usage.filter(|usage| !usage.is_empty()),
+        });
+    }
+    let firmware = view.loader.as_ref().and_then(|loader| loader.path.as_ref());
+    Ok(Needs {
+        accelerator: view.kind.clone(),
+        machine: view.machine.clone(),
+        cpu: view.cpu_mode.clone(),
+        firmware: firmware.map(Into::into),
+        networks: view.networks.clone(),
+        pools: view.pools.clone(),
+        filters: view.filters.clone(),
+        secrets,
+    })
 }

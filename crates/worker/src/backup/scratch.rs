@@ -14,20 +14,22 @@ use super::choose::Chosen;
 use crate::guard::Room;
 use crate::tool;
 
+const BTRFS: i64 = 0x9123_683E;
 /// File systems of this host alone, by their magic numbers: statfs(2). Any other may hang with the
 /// network or with a process, and the guest with it.
 const LOCAL: [i64; 7] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
-    0x9123_683E, // Btrfs
+    BTRFS,
     0x0102_1994, // tmpfs
     0x2FC1_2FC1, // ZFS
     0xF2F5_2010, // F2FS
     0xCA45_1A4E, // bcachefs
 ];
 
-/// Makes sure of a local directory; true if its file system holds one of the images of `disks` as well.
-pub(super) fn check(dir: &Path, disks: &[Chosen]) -> Result<bool> {
+/// Makes sure of a local directory; true if its file system holds one of the `images` as well, which
+/// may be devices. Btrfs hides that behind subvolumes, so it always counts as yes.
+pub(super) fn check(dir: &Path, images: &[PathBuf]) -> Result<bool> {
     make(dir).with_context(|| format!("cannot make the scratch directory {}", dir.display()))?;
     let kind = statfs(dir)?.f_type;
     ensure!(
@@ -37,11 +39,14 @@ pub(super) fn check(dir: &Path, disks: &[Chosen]) -> Result<bool> {
         dir.display()
     );
     let device = dir.metadata()?.dev();
-    let holds = |disk: &Chosen| {
-        let facts = disk.source.metadata();
-        !disk.block && facts.is_ok_and(|facts| facts.dev() == device)
+    if kind == BTRFS {
+        return Ok(true);
+    }
+    let holds = |image: &PathBuf| {
+        let facts = image.metadata();
+        facts.is_ok_and(|facts| facts.is_file() && facts.dev() == device)
     };
-    Ok(disks.iter().any(holds))
+    Ok(images.iter().any(holds))
 }
 
 /// Makes a directory and what is missing above it: QEMU must pass through, nobody may list.

@@ -13,6 +13,7 @@ use blockmap::{BLOCK, Header, Key, MapWriter, fingerprints, runs};
 use nbd::{BASE_ALLOCATION, Client, Piece, ReadOptions, extent};
 
 use super::choose::Chosen;
+use super::image::Image;
 use super::watch::Watch;
 use super::{Ready, head};
 use crate::manifest::{Basis, Disk};
@@ -42,6 +43,7 @@ pub(super) fn disk(
     key: &Key,
     maps: &Path,
     watch: &Watch,
+    image: Image,
 ) -> Result<Disk> {
     let line = session.line().clone();
     let connect = |contexts: &[&str]| -> Result<Client> {
@@ -106,6 +108,11 @@ pub(super) fn disk(
         size,
         format: disk.format.clone(),
         source: disk.source.clone(),
+        block: disk.block,
+        chain: image.chain,
+        data_file: image.data_file,
+        internal_snapshots: image.snapshots,
+        image_unknown: image.unknown,
         part,
         root: root.to_string(),
         basis: Basis::FullRead,

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use nbd::ShutdownHandle;
 
 use crate::guard::{Look, Room, Told, Ward, Watching, end_watch};
+use crate::note::note;
 
 /// How long a guard that is being restarted is waited for.
 const RETURN: Duration = Duration::from_secs(15);
@@ -71,10 +72,11 @@ impl Watch {
 
     /// Names a reader that must be closed before the backup is aborted.
     pub(super) fn guards(&self, reader: ShutdownHandle) {
+        lock(&self.shared.readers).push(reader.clone());
+        // It may have come too late to be closed with the others.
         if self.check().is_err() {
             reader.shutdown();
         }
-        lock(&self.shared.readers).push(reader);
     }
 
     /// Fails if the backup was ended for the guest's sake.
@@ -142,7 +144,7 @@ impl Shared {
         {
             self.close_readers(why);
             if let Err(e) = self.ward.abort() {
-                eprintln!("{}: {e:#}", self.ward.vm);
+                note!("{}: {e:#}", self.ward.vm);
             }
         }
         match Watching::begin(&self.guard, &self.ward) {

@@ -19,8 +19,8 @@ const CALL: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(3);
 /// How long a daemon may answer nobody over a frozen guest.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Time for a restarted daemon to find its domains again.
-const RESTART: Duration = Duration::from_secs(30);
+/// How long a domain that is missing may come back.
+const MISSING: Duration = Duration::from_secs(24 * 3600);
 /// Most calls that may hang at once; each holds a thread.
 const HANGING: usize = 16;
 
@@ -32,7 +32,9 @@ pub(crate) struct Remote {
     may_restart: bool,
     /// Since when the daemon answers nobody.
     silent: Cell<Option<Instant>>,
-    restarted: Cell<Option<Instant>>,
+    /// How long a domain that is missing is waited for, and since when it is.
+    patience: Duration,
+    missing: Cell<Option<Instant>>,
 }
 
 impl Remote {
@@ -43,8 +45,15 @@ impl Remote {
             domain: RefCell::default(),
             may_restart,
             silent: Cell::default(),
-            restarted: Cell::default(),
+            patience: Duration::ZERO,
+            missing: Cell::default(),
         }
+    }
+
+    /// The same for whoever has the time: a domain that is missing may come back, frozen as it was.
+    pub(super) fn waits_for_missing(mut self) -> Self {
+        self.patience = MISSING;
+        self
     }
 
     /// Asks the agent, in a connection that works, within the time limit.
@@ -53,7 +62,31 @@ impl Remote {
         op: &'static str,
         call: impl FnOnce(&AgentOf<'_>) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, Trouble> {
+        let answer = self.ask_once(op, call);
+        match &answer {
+            Err(Trouble::Missing) => {
+                let since = self.missing.get().unwrap_or_else(Instant::now);
+                self.missing.set(Some(since));
+                if since.elapsed() >= self.patience {
+                    return Err(Trouble::Gone);
+                }
+            }
+            _ => self.missing.set(None),
+        }
+        answer
+    }
+
+    fn ask_once<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        call: impl FnOnce(&AgentOf<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
         let start = Instant::now();
+        if deadline::left_behind() >= HANGING {
+            // One more would not help; those that hang end with the daemon.
+            self.silence(start);
+            return Err(Trouble::Lost("too many calls wait for it".into()));
+        }
         let answer = self.domain().and_then(|domain| {
             deadline::run(CALL, op, &self.uuid, move || {
                 Ok(call(&AgentOf::for_one_call(&domain)))
@@ -70,7 +103,7 @@ impl Remote {
             }
             Err(e) if e.kind == Kind::NotFound => {
                 self.silent.set(None);
-                Err(Trouble::Gone)
+                Err(Trouble::Missing)
             }
             Err(e) => {
                 self.lost(start);
@@ -82,10 +115,6 @@ impl Remote {
     fn domain(&self) -> Result<Domain, Error> {
         if let Some(domain) = self.domain.borrow().clone() {
             return Ok(domain);
-        }
-        if deadline::left_behind() >= HANGING {
-            // One more would not help; those that hang end with the daemon.
-            std::thread::sleep(Duration::from_secs(1));
         }
         let uuid = self.uuid.clone();
         let found =
@@ -106,21 +135,15 @@ impl Remote {
             self.silent.set(None);
             return;
         }
+        self.silence(start);
+    }
+
+    /// The daemon has been silent since `start` at the least.
+    fn silence(&self, start: Instant) {
         let since = self.silent.get().unwrap_or(start);
         self.silent.set(Some(since));
-        let restarting = self
-            .restarted
-            .get()
-            .is_some_and(|at| at.elapsed() < RESTART);
-        if self.may_restart && since.elapsed() >= SILENCE && !restarting {
-            self.restarted.set(Some(Instant::now()));
-            eprintln!(
-                "libvirt answers nobody for {:?} while a guest is frozen: restarting its daemon",
-                since.elapsed()
-            );
-            if let Err(e) = service::restart_libvirt() {
-                eprintln!("cannot restart libvirt's daemon: {e:#}");
-            }
+        if self.may_restart && since.elapsed() >= SILENCE {
+            service::restart_libvirt(since.elapsed());
         }
     }
 }

@@ -26,11 +26,12 @@ pub enum Room {
 }
 
 impl Room {
-    /// Bytes that the images may come to occupy, for disks of `total` bytes.
+    /// Bytes that a backup of disks of `total` bytes may come to occupy. A tight one goes on to write
+    /// until it has ended, which takes as much again at the worst.
     pub(super) fn claim(self, total: u64) -> u64 {
         match self {
             Room::Reserved => with_tables(total),
-            Room::Tight { limit } => limit,
+            Room::Tight { limit } => limit.saturating_mul(2),
         }
     }
 }
@@ -116,6 +117,16 @@ mod tests {
         assert_eq!(limit, (4 * GIB - MARGIN) / 2);
         assert!(decide(2 * GIB, 0, 10 * GIB, false).is_err());
         assert!(decide(5 * GIB, 4 * GIB, 10 * GIB, false).is_err());
+    }
+
+    #[test]
+    fn the_headroom_of_a_tight_backup_is_not_given_to_another() {
+        let free = 100 * GIB;
+        let first = decide(free, 0, 200 * GIB, false).unwrap();
+        assert!(matches!(first, Room::Tight { .. }));
+        let claimed = first.claim(200 * GIB);
+        assert!(decide(free, claimed, 30 * GIB, true).is_err());
+        assert!(decide(free, claimed, 30 * GIB, false).is_err());
     }
 
     #[test]

@@ -3,28 +3,27 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use relay::policy::FREEZE_MS;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
+use super::claims::Claims;
 use super::lines::Lines;
 use super::remote::{self, Remote};
-use super::room::{self, Room};
-use super::ward::{Look, Scratch, Ward};
-use super::{Ask, Granted, Held, Stop, Terms, VERSION};
+use super::worker::Worker;
+use super::{Ask, Granted, Held, Terms, VERSION, watch};
 use crate::alive;
 use crate::freeze::{Trouble, thaw_until_proven};
+use crate::note::note;
 use crate::paths::Places;
 
-/// How long a worker may take to close its readers.
-const CLOSE: Duration = Duration::from_millis(500);
 /// How long a worker may take to say what it wants.
 const GREETING: Duration = Duration::from_secs(5);
 /// How often systemd hears that we live.
@@ -33,18 +32,24 @@ const NOTIFY: Duration = Duration::from_secs(2);
 /// What every connection shares.
 struct Guard {
     leases: PathBuf,
-    /// Scratch that running jobs were granted, by a number of ours.
-    claims: Mutex<Vec<(u64, Scratch, Room)>>,
+    claims: Claims,
 }
 
-/// Runs the guard until the process ends. Guests with a lease from an earlier life are thawed first.
+/// Runs the guard until the process ends. What an earlier one left is taken over first: guests that
+/// may be frozen are thawed, scratch is watched.
 pub fn serve(places: &Places) -> Result<()> {
     let leases = places.leases();
     fs::create_dir_all(&leases).context("cannot make the directory of the leases")?;
     for path in left_over(&leases)? {
-        std::thread::spawn(move || match read_terms(&path) {
-            Ok(terms) => thaw(&terms, &path),
-            Err(e) => eprintln!("lease {} is not readable: {e}", path.display()),
+        std::thread::spawn(move || thaw(&terms_of(&path), &path));
+    }
+    let (claims, found) = Claims::load(places.claims())?;
+    let guard = Arc::new(Guard { leases, claims });
+    for (number, claim) in found {
+        let guard = Arc::clone(&guard);
+        std::thread::spawn(move || {
+            let handle = claim.worker.handle();
+            watch::over(&guard.claims, number, &claim, handle.as_ref(), None);
         });
     }
     let path = places.guard_socket();
@@ -58,36 +63,53 @@ pub fn serve(places: &Places) -> Result<()> {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     // So that a wait for workers ends in time for the next sign of life.
     set_socket_timeout(&listener, Timeout::Recv, Some(NOTIFY))?;
-    let guard = Arc::new(Guard {
-        leases,
-        claims: Mutex::default(),
-    });
     alive::notify("READY=1");
     loop {
         alive::notify("WATCHDOG=1");
         let socket = match listener.accept() {
             Ok((socket, _)) => socket,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock) => continue,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(e) => {
+                // Out of descriptors, perhaps: whoever has a lease needs us all the more.
+                note!("cannot accept a worker: {e}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
         };
         let guard = Arc::clone(&guard);
-        std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             if let Err(e) = guard.attend(socket) {
-                eprintln!("a worker was not served: {e:#}");
+                note!("a worker was not served: {e:#}");
             }
         });
+        if let Err(e) = thread {
+            note!("there is no thread for a worker: {e}");
+        }
     }
 }
 
 impl Guard {
     fn attend(&self, socket: UnixStream) -> Result<()> {
-        let pid = socket_peercred(&socket)?.pid;
-        let worker = pidfd_open(pid, PidfdFlags::empty())?;
+        let pid = socket_peercred(&socket)?.pid.as_raw_nonzero().get();
+        let worker = Worker::of(pid)?;
+        let handle = worker.handle().context("it is gone")?;
         let mut lines = Lines::new(socket)?;
         match lines.expect(GREETING)? {
-            Ask::Lease(terms) => self.lease(lines, &worker, &terms),
-            Ask::Watch(ward) => self.watch(lines, &worker, &ward),
+            Ask::Lease(terms) => self.lease(lines, &handle, &terms),
+            Ask::Watch(ward) => {
+                let granted = ward.check().and_then(|()| self.claims.grant(&ward, worker));
+                let (number, claim) = match granted {
+                    Ok(granted) => granted,
+                    Err(e) => return refuse(&mut lines, &e),
+                };
+                let said = lines.say(&Granted {
+                    granted: true,
+                    why: None,
+                    room: Some(claim.room),
+                });
+                watch::over(&self.claims, number, &claim, Some(&handle), Some(lines));
+                Ok(said?)
+            }
             other => anyhow::bail!("{other:?} came first"),
         }
     }
@@ -115,116 +137,14 @@ impl Guard {
                 return Ok(lines.say(&Held { held: true })?);
             }
             // It knows that there is no freeze, and is at the thaw itself.
-            Released::InDoubt => eprintln!("VM {}: thawing along with {}", terms.vm, terms.job),
+            Released::InDoubt => {}
+            // Dead already if the connection closed; it must not go on believing in a freeze.
             Released::No => {
-                eprintln!(
-                    "VM {}: the lease of {} ran out, thawing",
-                    terms.vm, terms.job
-                );
-                // Dead already if the connection closed; the worker must not go on believing in a
-                // freeze.
                 let _ = pidfd_send_signal(worker, Signal::KILL);
             }
         }
         thaw(terms, &path);
         Ok(())
-    }
-
-    /// One job, from its begin to its end.
-    fn watch(&self, mut lines: Lines, worker: &OwnedFd, ward: &Ward) -> Result<()> {
-        let claim = match ward.check().and_then(|()| self.claim(&ward.scratch)) {
-            Ok(claim) => claim,
-            Err(e) => return refuse(&mut lines, &e),
-        };
-        let room = claim.room;
-        lines.say(&Granted {
-            granted: true,
-            why: None,
-            room: Some(room),
-        })?;
-        let mut stopped = false;
-        loop {
-            let pause = match ward.scratch.look(room) {
-                Look::Again(time) => time,
-                Look::Short(_) if stopped => Duration::from_secs(1),
-                Look::Short(why) => {
-                    stopped = true;
-                    stop(&mut lines, worker, ward, why);
-                    Duration::ZERO
-                }
-            };
-            match lines.next(pause) {
-                Ok(None) => {}
-                Ok(Some(Ask::Release)) => return Ok(()),
-                Ok(Some(_)) => {}
-                // What a dead worker leaves is repaired by its unit.
-                Err(e) => return Err(e).with_context(|| format!("{} left its watch", ward.job)),
-            }
-        }
-    }
-
-    /// Decides how much scratch a job gets, and remembers it until the claim is dropped.
-    fn claim(&self, scratch: &Scratch) -> Result<Claim<'_>> {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let device = |scratch: &Scratch| scratch.dir.metadata().map(|facts| facts.dev()).ok();
-        let here = device(scratch);
-        let claimed = claims
-            .iter()
-            .filter(|(_, other, _)| device(other) == here)
-            .map(|(_, other, room)| room.claim(other.total).saturating_sub(other.occupied()))
-            .sum();
-        let room = match scratch.granted {
-            Some(room) => room,
-            None => {
-                let free = room::free(&scratch.dir)?;
-                room::decide(free, claimed, scratch.total, scratch.beside_images)
-                    .map_err(|why| anyhow::anyhow!("scratch_dir {} {why}", scratch.dir.display()))?
-            }
-        };
-        let number = claims.last().map_or(0, |(number, ..)| number + 1);
-        claims.push((number, scratch.clone(), room));
-        Ok(Claim {
-            guard: self,
-            number,
-            room,
-        })
-    }
-}
-
-/// Scratch that is counted as taken until this is dropped.
-struct Claim<'a> {
-    guard: &'a Guard,
-    number: u64,
-    room: Room,
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        let claims = &self.guard.claims;
-        let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
-        claims.retain(|(number, ..)| *number != self.number);
-    }
-}
-
-/// Ends a backup for the guest's sake: first its readers, then the job.
-fn stop(lines: &mut Lines, worker: &OwnedFd, ward: &Ward, why: String) {
-    eprintln!("VM {}: {why}: ending the backup", ward.vm);
-    let deadline = Instant::now() + CLOSE;
-    let mut closed = lines.say(&Stop { stop: why }).is_ok();
-    while closed {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match lines.next(left) {
-            Ok(Some(Ask::Closed)) => break,
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => closed = false,
-        }
-    }
-    if !closed {
-        // A reader with requests in flight that does not take its answers would stall the guest.
-        let _ = pidfd_send_signal(worker, Signal::KILL);
-    }
-    if let Err(e) = ward.abort() {
-        eprintln!("VM {}: {e:#}", ward.vm);
     }
 }
 
@@ -283,13 +203,18 @@ fn released(lines: &mut Lines, deadline: Instant) -> Released {
 /// Thaws until that is proven, whatever it takes, then forgets the lease.
 fn thaw(terms: &Terms, path: &Path) {
     let start = Instant::now();
-    let guest = Remote::new(&terms.uuid, terms.restart_libvirt);
+    let guest = Remote::new(&terms.uuid, terms.restart_libvirt).waits_for_missing();
     thaw_until_proven(&guest, Duration::from_secs(5), |trouble: &Trouble| {
-        eprintln!("VM {}: still not proven thawed: {trouble}", terms.vm);
+        note!("VM {}: still not proven thawed: {trouble}", terms.vm);
     });
-    eprintln!("VM {}: thawed after {:?}", terms.vm, start.elapsed());
+    note!(
+        "VM {}: the lease of {} ran out; thawed within {:?}",
+        terms.vm,
+        terms.job,
+        start.elapsed()
+    );
     if let Err(e) = fs::remove_file(path) {
-        eprintln!("cannot remove {}: {e}", path.display());
+        note!("cannot remove {}: {e}", path.display());
     }
 }
 
@@ -305,8 +230,14 @@ fn left_over(leases: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn read_terms(path: &Path) -> io::Result<Terms> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+/// The terms of a lease that was left. What cannot be read is thawed all the same: its name says whom.
+fn terms_of(path: &Path) -> Terms {
+    let read = || -> Result<Terms> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+    read().unwrap_or_else(|e| {
+        note!("lease {} is not understood: {e:#}", path.display());
+        let uuid = path.file_stem().and_then(|name| name.to_str());
+        Terms::new("?", uuid.unwrap_or_default(), "?", *FREEZE_MS.end(), true)
+    })
 }
 
 fn write_terms(path: &Path, terms: &Terms) -> io::Result<()> {
@@ -319,37 +250,21 @@ fn write_terms(path: &Path, terms: &Terms) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn guard() -> Guard {
-        Guard {
-            leases: "/nowhere".into(),
-            claims: Mutex::default(),
-        }
-    }
-
     #[test]
-    fn what_a_running_backup_may_still_take_is_not_given_twice() {
+    fn a_lease_that_is_not_understood_names_its_guest_still() {
         let dir = tempfile::tempdir().unwrap();
-        let guard = guard();
-        let free = room::free(dir.path()).unwrap();
-        let scratch = Scratch {
-            dir: dir.path().into(),
-            images: Vec::new(),
-            total: free / 2,
-            beside_images: true,
-            granted: None,
-        };
-        let first = guard.claim(&scratch).unwrap();
-        assert_eq!(first.room, Room::Reserved);
-        let why = guard.claim(&scratch).err().unwrap().to_string();
-        assert!(why.contains("claimed by running backups"), "{why}");
-        // After a restart of the guard nobody loses what he has.
-        let again = Scratch {
-            granted: Some(Room::Reserved),
-            ..scratch.clone()
-        };
-        drop(guard.claim(&again).unwrap());
-        drop(first);
-        assert!(guard.claim(&scratch).is_ok());
+        let uuid = "5a1e6f9a-1f0e-4a8c-9d5e-6f1f0e4a8c9d";
+        let path = dir.path().join(format!("{uuid}.json"));
+        // As written before it said whether libvirt may be restarted.
+        let old = format!(
+            "{{\"version\":1,\"vm\":\"web01\",\"uuid\":\"{uuid}\",\"job\":\"j\",\"limit_ms\":5000}}"
+        );
+        for text in [old.as_str(), "", "{"] {
+            fs::write(&path, text).unwrap();
+            let terms = terms_of(&path);
+            assert_eq!(terms.uuid, uuid);
+            assert!(terms.restart_libvirt);
+        }
     }
 
     #[test]

@@ -82,6 +82,14 @@ impl Ward {
             "watch version {} is not known",
             self.version
         );
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
+        anyhow::ensure!(
+            (1..=200).contains(&self.job.len())
+                && self.job.bytes().all(plain)
+                && !self.job.starts_with('.'),
+            "{:?} is no job of Bacula's",
+            self.job
+        );
         let paths = self.scratch.images.iter();
         anyhow::ensure!(
             paths
@@ -135,6 +143,16 @@ impl Scratch {
         // Half-way to where it could be used up at the earliest.
         let micros = left.saturating_mul(1_000_000) / FASTEST / 2;
         Look::Again(Duration::from_micros(micros).clamp(OFTEN, SELDOM))
+    }
+
+    /// Is there one of the images? Not to know counts as yes.
+    pub(super) fn exists(&self) -> bool {
+        self.images
+            .iter()
+            .any(|path| match path.symlink_metadata() {
+                Ok(_) => true,
+                Err(e) => e.kind() != std::io::ErrorKind::NotFound,
+            })
     }
 
     /// Bytes that the images occupy.

@@ -28,9 +28,19 @@ pub(super) fn definition(line: &Line, vm: &str, machine: &Machine, xml: &str) ->
         edits.set_disk_file(target, path, format)?;
         edits.strip_backing_store(target)?;
     }
-    if let Some(path) = &machine.nvram {
-        edits.set_nvram(path)?;
+    if let Some(nvram) = &machine.nvram {
+        edits.set_nvram(&nvram.path)?;
     }
+    for boot in machine.boot.iter().filter(|boot| boot.ours) {
+        match boot.file.as_str() {
+            "kernel" => edits.set_kernel(&boot.path)?,
+            _ => edits.set_initrd(&boot.path)?,
+        }
+    }
+    if machine.tpm.as_ref().is_some_and(|tpm| tpm.moved) {
+        edits.strip_tpm_source();
+    }
+    transient(machine, &view, &mut edits)?;
     network(machine, &view, &mut edits)?;
     if machine.renamed {
         rename(line, vm, machine, &view, &mut edits)?;
@@ -47,6 +57,26 @@ pub(super) fn definition(line: &Line, vm: &str, machine: &Machine, xml: &str) ->
         machine.uuid
     );
     Ok(xml)
+}
+
+/// A transient disk ran on an overlay that is gone by now; its image is what lay below.
+fn transient(machine: &Machine, view: &DomainView, edits: &mut Edits<'_>) -> Result<()> {
+    for disk in view.disks.iter().filter(|disk| disk.transient) {
+        let overlay = disk
+            .source
+            .path()
+            .is_some_and(|path| path.contains(".TRANSIENT-"));
+        // What is taken out need not be put right.
+        let stays = !machine.renamed || disk.readonly;
+        if let (true, true, Some(below)) = (overlay, stays, disk.backing.first())
+            && let Some(path) = below.source.path()
+        {
+            let format = below.format.as_deref().unwrap_or("raw");
+            edits.set_disk_file(&disk.target, path.as_ref(), format)?;
+            edits.strip_backing_store(&disk.target)?;
+        }
+    }
+    Ok(())
 }
 
 /// Addresses and links of the network cards: a renamed VM keeps no address of the original.

@@ -1,20 +1,28 @@
 //! The end of a restore: prove every disk, put everything in place, define the domain last.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use blockmap::Root;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::allowed::OURS;
+use super::back::Back;
 use super::image::Image;
 use super::target::{Goal, Machine, Plan};
-use super::{machine, target};
-use crate::journal::Intent;
+use super::{check, compare, machine};
+use crate::journal::{Intent, Journal};
+use crate::owner::Ids;
+use crate::paths;
 use crate::session::Line;
+
+/// How long libvirt may take over the definition, and over the start if that is wanted.
+const DEFINE_LIMIT: Duration = Duration::from_secs(300);
 
 /// Runs the end of a restore. When it fails, the journal names what must go again.
 pub(super) fn finish(
@@ -30,11 +38,17 @@ pub(super) fn finish(
         prove(line, plan, &vm, &target, written.part, written.root)?;
         moves.push((written.temp, written.path));
     }
-    let small = match &plan.goal {
-        Goal::Files { dir } => files
-            .iter()
-            .map(|(name, content)| (dir.join(name), content.as_slice()))
-            .collect(),
+    let small = check::prove(line, &vm, plan.newest_manifest(), files)?;
+    let wanted = match &plan.goal {
+        Goal::Files { dir } => {
+            if small.keys().any(|name| name.contains('/')) {
+                make_dir(&mut plan.journal, &dir.join(paths::TPM))?;
+            }
+            small
+                .iter()
+                .map(|(name, content)| Put::new(dir.join(name), content))
+                .collect()
+        }
         Goal::Machine(machine) => {
             for target in machine.images.keys() {
                 ensure!(
@@ -44,27 +58,20 @@ pub(super) fn finish(
                     "the restore did not bring disk {target} of VM {vm}; nothing was put in place"
                 );
             }
-            match (&machine.nvram, files.get("nvram.fd")) {
-                (Some(path), Some(content)) => vec![(path.clone(), content.as_slice())],
-                (Some(_), None) => bail!("the restore did not bring the NVRAM of VM {vm}"),
-                (None, _) => Vec::new(),
-            }
+            state_of(&vm, machine, &small)?
         }
     };
-    for (path, content) in small {
-        let temp = plan.temp(&path)?;
+    for put in wanted {
+        let temp = plan.temp(&put.path)?;
         plan.journal.intend(&Intent::File { path: temp.clone() })?;
-        write_new(&temp, content).with_context(|| format!("cannot write {}", path.display()))?;
-        moves.push((temp, path));
+        write_new(&temp, &put).with_context(|| format!("cannot write {}", put.path.display()))?;
+        moves.push((temp, put.path));
     }
     let definition = match &plan.goal {
         Goal::Files { .. } => None,
         Goal::Machine(machine) => {
-            let xml = files
-                .get("domain.xml")
-                .context("the restore did not bring domain.xml")?;
-            let xml = std::str::from_utf8(xml).context("domain.xml is not text")?;
-            Some(machine::definition(line, &vm, machine, xml)?)
+            let base = base(line, &vm, &small)?;
+            Some((base, machine::definition(line, &vm, machine, base)?))
         }
     };
     // Proving takes a while; a restore that was cancelled meanwhile puts nothing in place.
@@ -77,24 +84,94 @@ pub(super) fn finish(
         })?;
         put(temp, path)?;
     }
-    match (&plan.goal, definition) {
-        (Goal::Machine(machine), Some(xml)) => {
-            // It may have come while the data did.
-            target::refuse_existing(&machine.connect, &machine.name, &machine.uuid, &vm)?;
-            plan.journal.intend(&Intent::Define {
-                uuid: machine.uuid.clone(),
-            })?;
-            define(line, &vm, machine, &xml)?;
+    let manifest = plan.newest_manifest().cloned();
+    match (&plan.goal, &definition) {
+        (Goal::Machine(machine), Some((base, xml))) => {
+            let back = Back {
+                line,
+                vm: &vm,
+                machine,
+                manifest: manifest.as_ref(),
+                base,
+                xml,
+            };
+            let _limit = line.within(DEFINE_LIMIT, format!("define VM {vm}"));
+            let domain = back.define(&mut plan.journal)?;
+            still_wanted(line, &vm)?;
+            plan.journal.intend(&Intent::Keep)?;
+            back.finish(&domain);
+            Ok(())
         }
-        (Goal::Files { dir }, _) => line.info(format!("{vm}: files are in {}", dir.display())),
+        (Goal::Files { dir }, _) => {
+            line.info(format!("{vm}: files are in {}", dir.display()));
+            still_wanted(line, &vm)?;
+            Ok(plan.journal.intend(&Intent::Keep)?)
+        }
         (Goal::Machine(_), None) => bail!("no definition for VM {vm}"),
     }
-    still_wanted(line, &vm)?;
-    plan.journal.intend(&Intent::Keep)?;
-    if let Goal::Machine(machine) = &plan.goal {
-        start(line, machine)?;
+}
+
+/// A file to be put in place.
+struct Put<'a> {
+    path: PathBuf,
+    content: &'a [u8],
+    ids: Ids,
+}
+
+impl<'a> Put<'a> {
+    /// One that stays root's.
+    fn new(path: PathBuf, content: &'a [u8]) -> Self {
+        Self {
+            path,
+            content,
+            ids: Ids::default(),
+        }
     }
-    Ok(())
+}
+
+type Small<'a> = BTreeMap<&'a str, &'a [u8]>;
+
+/// The state of a VM beside its disks.
+fn state_of<'a>(vm: &str, machine: &Machine, small: &Small<'a>) -> Result<Vec<Put<'a>>> {
+    let get = |name: &str| {
+        small.get(name).copied().with_context(|| {
+            format!("the restore did not bring {name} of VM {vm}; nothing was put in place")
+        })
+    };
+    let mut puts = Vec::new();
+    if let Some(nvram) = &machine.nvram {
+        puts.push(Put {
+            path: nvram.path.clone(),
+            content: get("nvram.fd")?,
+            ids: nvram.ids,
+        });
+    }
+    for file in machine.tpm.iter().flat_map(|tpm| &tpm.files) {
+        let tpm = machine.tpm.as_ref().context("a TPM has files")?;
+        let name = file.rsplit('/').next().unwrap_or_default();
+        puts.push(Put {
+            path: tpm.dir.join(name),
+            content: get(file)?,
+            ids: tpm.ids,
+        });
+    }
+    for boot in machine.boot.iter().filter(|boot| boot.ours) {
+        puts.push(Put::new(boot.path.clone(), get(&boot.file)?));
+    }
+    Ok(puts)
+}
+
+/// The definition that the restored one is made from.
+fn base<'a>(line: &Line, vm: &str, small: &Small<'a>) -> Result<&'a str> {
+    let text = |name: &str| -> Result<Option<&'a str>> {
+        let Some(bytes) = small.get(name).copied() else {
+            return Ok(None);
+        };
+        let text = std::str::from_utf8(bytes).with_context(|| format!("{name} is not text"))?;
+        Ok(Some(text))
+    };
+    let live = text("domain.xml")?.context("the restore did not bring domain.xml")?;
+    Ok(compare::base(line, vm, live, text("domain-inactive.xml")?))
 }
 
 /// Fails if nobody waits for this restore any more: its job was cancelled, or the File Daemon is gone.
@@ -143,13 +220,21 @@ fn prove(line: &Line, plan: &Plan, vm: &str, target: &str, part: u64, found: Roo
     Ok(())
 }
 
-fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+fn make_dir(journal: &mut Journal, path: &Path) -> Result<()> {
+    journal.intend(&Intent::Dir { path: path.into() })?;
+    std::fs::create_dir(path)
+        .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(OURS)))
+        .with_context(|| format!("cannot make the directory {}", path.display()))
+}
+
+fn write_new(path: &Path, put: &Put<'_>) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    file.write_all(content)?;
+    put.ids.own(path)?;
+    file.write_all(put.content)?;
     file.sync_all()?;
     Ok(())
 }
@@ -160,35 +245,6 @@ fn put(temp: &Path, path: &Path) -> Result<()> {
         .with_context(|| format!("cannot put {} in place", path.display()))?;
     if let Some(dir) = path.parent() {
         File::open(dir)?.sync_all()?;
-    }
-    Ok(())
-}
-
-fn define(line: &Line, vm: &str, machine: &Machine, xml: &str) -> Result<()> {
-    let domain = machine
-        .connect
-        .define(xml)
-        .with_context(|| format!("cannot define VM {vm}"))?;
-    line.info(format!(
-        "{vm}: defined as {:?}, UUID {}",
-        domain.name(),
-        domain.uuid()
-    ));
-    Ok(())
-}
-
-fn start(line: &Line, machine: &Machine) -> Result<()> {
-    if !machine.start {
-        return Ok(());
-    }
-    let domain = machine.connect.by_uuid(&machine.uuid)?;
-    // It is back, whether it starts or not: a failed start is a warning, not a failed restore.
-    match domain.create() {
-        Ok(()) => line.info(format!("{:?} started", machine.name)),
-        Err(e) => line.warn(format!(
-            "{:?} is back but does not start: {e}",
-            machine.name
-        )),
     }
     Ok(())
 }
