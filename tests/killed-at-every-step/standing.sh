@@ -81,7 +81,7 @@ stopped_at() {
 # streaming VM: a job whose plugin takes no more.
 streaming() {
     local vm=$1 was=-1 now
-    stopped_at "$vm" fdatasync "$thawed" || die "$vm: there is no step $thawed"
+    stopped_at "$vm" fdatasync "$begins" || die "$vm: there is no step $begins"
     kill -STOP "${job[$vm]}"
     kill -CONT "${worker[$vm]}"
     until [ -S /run/lab-backup/nbd/"${job[$vm]}"/nbd.sock ] && now=$(sed -n 's/^wchar: //p' "/proc/${worker[$vm]}/io") && [ "$now" -gt 1000000 ] && [ "$now" = "$was" ]; do
