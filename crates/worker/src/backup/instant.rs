@@ -97,7 +97,7 @@ fn prepare(
     before_freeze: impl FnOnce() -> Result<()>,
 ) -> Result<Lease> {
     agent.ping().context(
-        "no guest agent answers; install or start it in the guest, or restart it if it runs",
+        "no guest agent answers; install or start the agent in the guest, or restart it if it runs",
     )?;
     if agent.is_frozen()? {
         bail!(FOREIGN);
