@@ -80,7 +80,7 @@ stopped_at() {
 
 # streaming VM: a job whose plugin takes no more.
 streaming() {
-    local vm=$1 was=-1 now
+    local vm=$1 was=-1 now=0
     stopped_at "$vm" fdatasync "$begins" || die "$vm: there is no step $begins"
     kill -STOP "${job[$vm]}"
     kill -CONT "${worker[$vm]}"
