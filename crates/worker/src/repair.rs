@@ -146,6 +146,7 @@ pub fn journal(places: &Places, path: &Path, say: &mut impl FnMut(String)) -> Re
                     let noted = journals::append(path, &Intent::Thawed { uuid });
                     first.keep(noted.map(|()| said).map_err(Into::into), say);
                 }
+                Ok(Thaw::Guarded(why)) => say(why),
                 Ok(Thaw::Unanswered(why)) => {
                     unanswered = true;
                     say(why);
@@ -233,7 +234,9 @@ fn on_domain<T: Send + 'static>(
 enum Thaw {
     /// The guest is not frozen any more, and what there is to say of it.
     Proven(Option<String>),
-    /// Nobody answers who could tell.
+    /// The guard has a lease and goes on until it is.
+    Guarded(String),
+    /// Nobody answers who could tell, and nobody else asks.
     Unanswered(String),
 }
 
@@ -246,16 +249,11 @@ fn thaw(places: &Places, uuid: &str) -> Result<Thaw> {
             // Whoever froze had a lease, and the guard keeps that until the thaw is proven, unless
             // the host was restarted since.
             let leased = places.leases().join(format!("{uuid}.json")).exists();
-            let who = if leased {
-                "the guard"
-            } else {
-                "the next repair"
-            };
-            let said = format!("domain {uuid}: {who} answers for its thaw: {trouble}");
+            let said = |who| format!("domain {uuid}: {who} answers for its thaw: {trouble}");
             return Ok(if leased {
-                Thaw::Proven(Some(said))
+                Thaw::Guarded(said("the guard"))
             } else {
-                Thaw::Unanswered(said)
+                Thaw::Unanswered(said("the next repair"))
             });
         }
         Err(trouble @ Trouble::Away(_)) => {

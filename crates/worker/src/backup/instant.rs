@@ -33,8 +33,8 @@ pub(super) struct Quiet<'a> {
 
 /// Runs `begin` with the guest's file systems frozen, as far as the policy says.
 ///
-/// `before_freeze` records the intent, `thawed` that the guest is proven thawed, which also holds when
-/// `begin` failed. Returns what `begin` returned and how it was.
+/// `before_freeze` records the intent, `thawed` that the guest is proven thawed or was not frozen by us,
+/// which also holds when this fails. Returns what `begin` returned and how it was.
 ///
 /// # Errors
 /// `begin` failed, or the policy requires a freeze that could not be had. The guest is thawed
@@ -45,7 +45,7 @@ pub(super) fn take<T>(
     quiet: &Quiet<'_>,
     before_freeze: impl FnOnce() -> Result<()>,
     begin: impl FnOnce() -> Result<T>,
-    thawed: impl FnOnce() -> Result<()>,
+    thawed: impl Fn() -> Result<()>,
 ) -> Result<(T, Instant)> {
     let agent = AgentOf::new(domain);
     let ready = match quiet.quiesce {
@@ -53,14 +53,16 @@ pub(super) fn take<T>(
         Quiesce::Try | Quiesce::Require => {
             match prepare(&agent, domain.uuid(), quiet, before_freeze) {
                 Ok(lease) => Some(lease),
-                Err(error) if quiet.quiesce == Quiesce::Require => {
-                    return Err(error.context(format!(
-                        "quiesce = \"require\" and the guest cannot be frozen; set vms.{}.quiesce = \
-                         \"try\" in lab.toml to back it up without",
-                        quiet.vm
-                    )));
-                }
                 Err(error) => {
+                    // Whoever freezes it from now on is somebody else, also for a repair.
+                    thawed()?;
+                    if quiet.quiesce == Quiesce::Require {
+                        return Err(error.context(format!(
+                            "quiesce = \"require\" and the guest cannot be frozen; set vms.{}.quiesce = \
+                             \"try\" in lab.toml to back it up without",
+                            quiet.vm
+                        )));
+                    }
                     line.warn(format!(
                         "{}: not frozen, the backup is crash-consistent: {error:#}",
                         quiet.vm
@@ -150,7 +152,7 @@ fn frozen<T>(
     quiet: &Quiet<'_>,
     mut lease: Lease,
     begin: impl FnOnce() -> Result<T>,
-    proven: impl FnOnce() -> Result<()>,
+    proven: impl Fn() -> Result<()>,
 ) -> Result<(T, Instant)> {
     let sent = Clock::now();
     match agent.freeze() {

@@ -18,7 +18,8 @@ const DIE: Duration = Duration::from_secs(2);
 /// Time between two attempts to end a backup.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Watches while the worker is there, and on until nothing is left when it went without a word.
+/// Watches while the worker is there, and on until none of its scratch images is left: it may have gone
+/// without a word, or have failed to end libvirt's job.
 pub(super) fn over(
     claims: &Claims,
     number: u64,
@@ -28,9 +29,8 @@ pub(super) fn over(
 ) {
     let ward = &claim.ward;
     if let Some(lines) = lines {
-        match with_worker(lines, handle, claim) {
-            Ok(()) => return claims.give_back(&ward.job, number),
-            Err(e) => note!("VM {}: {} left its watch: {e:#}", ward.vm, ward.job),
+        if let Err(e) = with_worker(lines, handle, claim) {
+            note!("VM {}: {} left its watch: {e:#}", ward.vm, ward.job);
         }
     }
     alone(claims, number, claim, handle);
