@@ -28,10 +28,10 @@ pub(super) fn over(
     lines: Option<Lines>,
 ) {
     let ward = &claim.ward;
-    if let Some(lines) = lines {
-        if let Err(e) = with_worker(lines, handle, claim) {
-            note!("VM {}: {} left its watch: {e:#}", ward.vm, ward.job);
-        }
+    if let Some(lines) = lines
+        && let Err(e) = with_worker(lines, handle, claim)
+    {
+        note!("VM {}: {} left its watch: {e:#}", ward.vm, ward.job);
     }
     alone(claims, number, claim, handle);
     claims.give_back(&ward.job, number);
