@@ -288,8 +288,8 @@ impl Domain {
     }
 
     /// Is the backup that runs the one that serves `socket`? XML that cannot be read is an error, not
-    /// a no: whoever takes it for one removes files under a running job.
-    fn serves_backup(&self, socket: Option<&str>) -> Result<bool> {
+    /// a no: whoever takes it for one removes files under a running job. Does not ask QEMU.
+    pub fn serves_backup(&self, socket: Option<&str>) -> Result<bool> {
         let Some(xml) = self.backup_xml()? else {
             return Ok(false);
         };

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use libvirt::{Connect, Ended};
+use libvirt::{Domain, Ended};
 use serde::{Deserialize, Serialize};
 
 use super::room::{self, Room};
 use super::{VERSION, room::MARGIN};
 use crate::agent;
 
-/// Longest wait for libvirt to take an abort.
+/// Longest wait for libvirt to take an abort, or to tell what runs.
 const ABORT: Duration = Duration::from_secs(10);
 /// Longest time between two looks.
 const SELDOM: Duration = Duration::from_millis(200);
@@ -100,18 +100,34 @@ impl Ward {
         Ok(())
     }
 
+    /// Does its backup run? Not to know counts as yes.
+    pub(super) fn runs(&self) -> bool {
+        let op = "look for the backup of";
+        match self.on_domain(op, |domain, socket| domain.serves_backup(Some(socket))) {
+            Ok(runs) => runs,
+            Err(e) => e.kind != libvirt::Kind::NotFound,
+        }
+    }
+
     /// Ends the backup. Every reader must be closed: QEMU, and with it the guest, waits for one that
     /// has requests in flight.
     pub(crate) fn abort(&self) -> Result<Ended> {
-        let (uuid, socket) = (
-            self.uuid.clone(),
-            self.socket.to_string_lossy().into_owned(),
-        );
-        libvirt::deadline::run(ABORT, "abort the backup of", &self.vm, move || {
-            let domain = Connect::open(agent::URI)?.by_uuid(&uuid)?;
-            domain.abort_backup(Some(&socket))
+        let op = "abort the backup of";
+        self.on_domain(op, |domain, socket| domain.abort_backup(Some(socket)))
+            .context("the backup goes on")
+    }
+
+    /// Asks libvirt on a connection of its own: others may hang.
+    fn on_domain<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        call: impl FnOnce(&Domain, &str) -> libvirt::Result<T> + Send + 'static,
+    ) -> libvirt::Result<T> {
+        let uuid = self.uuid.clone();
+        let socket = self.socket.to_string_lossy().into_owned();
+        libvirt::deadline::run_on_new(agent::URI, ABORT, op, &self.vm, move |connect| {
+            call(&connect.by_uuid(&uuid)?, &socket)
         })
-        .context("the backup goes on")
     }
 }
 

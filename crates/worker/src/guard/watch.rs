@@ -17,6 +17,8 @@ const CLOSE: Duration = Duration::from_millis(500);
 const DIE: Duration = Duration::from_secs(2);
 /// Time between two attempts to end a backup.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Time between two looks for a backup that may still begin: its worker died over it.
+const LATER: Duration = Duration::from_millis(200);
 
 /// Watches while the worker is there, and on until none of its scratch images is left: it may have gone
 /// without a word, or have failed to end libvirt's job.
@@ -63,6 +65,8 @@ fn alone(claims: &Claims, number: u64, claim: &Claim, handle: Option<&OwnedFd>) 
     while claims.is_current(&ward.job, number) && ward.scratch.exists() {
         match ward.scratch.look(claim.room) {
             Look::Again(time) => std::thread::sleep(time),
+            // A worker that ended its backup may still be at its files: it is left alone.
+            Look::Short(_) if !ward.runs() => std::thread::sleep(LATER),
             Look::Short(why) => {
                 stop(None, handle, ward, why);
                 std::thread::sleep(AGAIN);
