@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -23,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let header = |job: &str| Header {
         job: job.into(),
         full_read: job.into(),
+        trusting: 0,
         part_id: 1,
         delta_seq: 0,
         identity: "measured".into(),
@@ -56,10 +56,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut next = Map::open(&second, &key)?;
     let mut blocks = 0;
     timed("diff of the two", || {
-        base.diff(&mut next, |range| {
+        let mut from = 0;
+        while let Some(range) = base.next_difference(&mut next, from)? {
             blocks += range.end - range.start;
-            ControlFlow::Continue(())
-        })
+            from = range.end;
+        }
+        Ok(())
     })?;
     println!("{blocks} blocks differ");
     timed("verify", || next.verify())?;

@@ -27,6 +27,8 @@ pub struct Header {
     pub job: String,
     /// The last job that read the whole disk; `job` itself if it did.
     pub full_read: String,
+    /// How many jobs since then read only what a dirty bitmap named; 0 if `job` read everything.
+    pub trusting: u32,
     /// Random id of the disk's part in that job, as the catalog keeps it in `st_ino`.
     pub part_id: u64,
     /// Bacula's sequence number of that part: 0 where the disk starts over.
@@ -38,6 +40,16 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header of a disk that starts over in this job, which reads the whole of it.
+    pub fn over(self) -> Self {
+        Self {
+            delta_seq: 0,
+            trusting: 0,
+            full_read: self.job.clone(),
+            ..self
+        }
+    }
+
     /// Checks that the header can be stored.
     pub(crate) fn check(&self) -> Result<(), Error> {
         for (field, text, limit) in [
@@ -84,6 +96,7 @@ impl Sealed {
         put(40, &self.nonzero.to_le_bytes());
         put(48, &self.top);
         put(80, &self.root.0);
+        put(112, &header.trusting.to_le_bytes());
         put(128, header.job.as_bytes());
         put(256, header.full_read.as_bytes());
         put(384, header.identity.as_bytes());
@@ -122,6 +135,7 @@ impl Sealed {
             header: Header {
                 job: text(128, MAX_JOB)?,
                 full_read: text(256, MAX_JOB)?,
+                trusting: u32::from_le_bytes(field(page, 112)),
                 part_id: u64::from_le_bytes(field(page, 16)),
                 delta_seq: u32::from_le_bytes(field(page, 12)),
                 identity: text(384, MAX_IDENTITY)?,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
 
 use crate::header::{Header, Sealed};
@@ -125,15 +125,28 @@ impl Map {
         Ok(None)
     }
 
-    /// Reports the ranges of blocks in which two maps differ, in ascending order, until `report`
-    /// breaks off. Cost follows the difference. Both maps must be of one key.
-    pub fn diff(
+    /// The next range of blocks at or after `from` in which two maps differ; a range ends at the latest
+    /// after 512 blocks. The cost of all of them follows the difference. Both maps must be of one key.
+    pub fn next_difference(
         &mut self,
         other: &mut Map,
-        mut report: impl FnMut(Range<u64>) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
+        from: u64,
+    ) -> Result<Option<Range<u64>>, Error> {
         check_key(other.path(), self.tree.keys.id, other.tree.keys.id)?;
-        self.tree.diff(&mut other.tree, &mut report)
+        self.tree.next_difference(&mut other.tree, from)
+    }
+
+    /// How many blocks of a range are not zero. Zero stretches of any length cost nothing.
+    pub fn nonzero_in(&mut self, blocks: Range<u64>) -> Result<u64, Error> {
+        let (mut count, mut from) = (0, blocks.start);
+        while let Some(run) = self
+            .next_nonzero(from)?
+            .filter(|run| run.start < blocks.end)
+        {
+            from = run.end.min(blocks.end);
+            count += from - run.start;
+        }
+        Ok(count)
     }
 
     /// Reads the whole file and compares every byte of it with the root.

@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -326,58 +326,48 @@ impl Tree {
         Ok(None)
     }
 
-    /// Reports the ranges of blocks in which two flushed trees of one key differ, in order.
+    /// The next range of blocks at or after `from` in which two flushed trees of one key differ; it ends
+    /// at the latest with its page.
     ///
     /// Equal subtrees are not visited.
-    pub(crate) fn diff(
+    pub(crate) fn next_difference(
         &mut self,
         other: &mut Tree,
-        report: &mut dyn FnMut(Range<u64>) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
-        let mut pending = 0..0;
-        let mut each = |block: u64| {
-            if block == pending.end {
-                pending.end += 1;
-                return ControlFlow::Continue(());
-            }
-            let done = std::mem::replace(&mut pending, block..block + 1);
-            match done.is_empty() {
-                true => ControlFlow::Continue(()),
-                false => report(done),
-            }
-        };
-        let flow = self.diff_below(other, TOP, 0, &mut each)?;
-        if flow.is_continue() && !pending.is_empty() {
-            let _ = report(pending);
-        }
-        Ok(())
+        from: u64,
+    ) -> Result<Option<Range<u64>>, Error> {
+        self.difference_below(other, TOP, 0, from)
     }
 
-    fn diff_below(
+    fn difference_below(
         &mut self,
         other: &mut Tree,
         level: usize,
         index: u64,
-        each: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Error> {
+        from: u64,
+    ) -> Result<Option<Range<u64>>, Error> {
         if self.digest_of(level, index)? == other.digest_of(level, index)? {
-            return Ok(ControlFlow::Continue(()));
+            return Ok(None);
         }
-        if level > 0 {
-            for child in index * FAN..(index + 1) * FAN {
-                if self.diff_below(other, level - 1, child, each)?.is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
+        if level == 0 {
+            let pairs = self.page(0, index)?.as_chunks::<8>().0.iter();
+            let pairs = pairs.zip(other.page(0, index)?.as_chunks::<8>().0);
+            let first = index * PER_PAGE;
+            let skip = from.saturating_sub(first);
+            let mut blocks = (first..).zip(pairs).skip(skip as usize);
+            return Ok(blocks
+                .find(|(_, (ours, theirs))| ours != theirs)
+                .map(|(start, _)| {
+                    let rest = blocks.take_while(|(_, (ours, theirs))| ours != theirs);
+                    start..start + 1 + rest.count() as u64
+                }));
+        }
+        let below = FAN.pow(level as u32 - 1) * PER_PAGE;
+        for child in (from / below).max(index * FAN)..(index + 1) * FAN {
+            let found = self.difference_below(other, level - 1, child, from)?;
+            if found.is_some() {
+                return Ok(found);
             }
-            return Ok(ControlFlow::Continue(()));
         }
-        let pairs = self.page(0, index)?.as_chunks::<8>().0.iter();
-        let pairs = pairs.zip(other.page(0, index)?.as_chunks::<8>().0);
-        for (block, (ours, theirs)) in (index * PER_PAGE..).zip(pairs) {
-            if ours != theirs && each(block).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        Ok(None)
     }
 }

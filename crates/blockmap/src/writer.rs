@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -243,16 +243,22 @@ impl MapWriter {
         Ok(self.tree.keys.root(self.header.size, &self.tree.top))
     }
 
-    /// Reports the ranges of blocks in which this map, as it is now, differs from `other`. See
-    /// [`Map::diff`].
-    pub fn diff(
+    /// The next range of blocks at or after `from` in which this map, as it is now, differs from
+    /// `other`. See [`Map::next_difference`].
+    pub fn next_difference(
         &mut self,
         other: &mut Map,
-        mut report: impl FnMut(Range<u64>) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
+        from: u64,
+    ) -> Result<Option<Range<u64>>, Error> {
         check_key(other.path(), self.tree.keys.id, other.tree.keys.id)?;
         self.tree.flush()?;
-        self.tree.diff(&mut other.tree, &mut report)
+        self.tree.next_difference(&mut other.tree, from)
+    }
+
+    /// Notes that the disk's part starts over instead of sitting on another one: its job reads the
+    /// whole disk.
+    pub fn start_over(&mut self) {
+        self.header = self.header.clone().over();
     }
 
     /// Makes the map durable under its name, replacing what was there, and returns its root.

@@ -249,6 +249,7 @@ fn headers_that_cannot_be_stored_are_refused_before_a_file_exists() {
         let header = blockmap::Header {
             job: job.into(),
             full_read: full_read.into(),
+            trusting: 0,
             identity: identity.into(),
             size,
             part_id: 0,
@@ -262,6 +263,7 @@ fn headers_that_cannot_be_stored_are_refused_before_a_file_exists() {
     let header = blockmap::Header {
         job: "a".repeat(127),
         full_read: format!("{}b", "é".repeat(63)),
+        trusting: 0,
         identity: "c".repeat(1023),
         size: blockmap::MAX_SIZE,
         part_id: u64::MAX,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use blockmap::{BLOCK, Map, MapWriter, Root, compare_image, fingerprint, fingerprints, root_of};
-use common::{collect, header, key};
+use common::{collect, differences, header, key};
 use proptest::prelude::*;
 
 /// A disk in which one byte per block says all of the block's content.
@@ -191,8 +191,7 @@ proptest! {
                     // What changed since the last job, by comparing the two maps.
                     if job > 0 {
                         let mut older = Map::open(&path(job - 1), &key()).unwrap();
-                        let mut found = Vec::new();
-                        map.diff(&mut older, collect(&mut found)).unwrap();
+                        let found = differences(|from| map.next_difference(&mut older, from)).unwrap();
                         let (now, mut then) = (disk.all(), base.all());
                         then.resize(now.len(), 0);
                         let due = (0..).zip(now.iter().zip(&then)).filter(|(_, (a, b))| a != b);
@@ -201,9 +200,8 @@ proptest! {
                         if base.size == disk.size {
                             let image = base.image(&dir.path().join("image"));
                             compare_image(&image, &key(), &mut map, collect(&mut found)).unwrap();
-                            let mut due = Vec::new();
-                            older.diff(&mut map, collect(&mut due)).unwrap();
-                            prop_assert_eq!(found, due);
+                            let due = differences(|from| older.next_difference(&mut map, from));
+                            prop_assert_eq!(found, due.unwrap());
                         }
                     }
                     base = disk.clone();

@@ -99,6 +99,8 @@ pub(crate) struct Tier {
     pub(crate) window: Option<String>,
     /// `none` or `lzo`.
     pub(crate) compression: Option<String>,
+    /// Every how many increments a disk is read whole.
+    pub(crate) audit_every: Option<i64>,
 }
 
 /// A host that runs VMs.

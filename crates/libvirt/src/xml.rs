@@ -15,7 +15,9 @@ mod job;
 mod splice;
 mod view;
 
-pub use build::{BackupDisk, BackupRead, CheckpointDisk, backup_xml, checkpoint_xml};
+pub use build::{
+    BackupDisk, BackupRead, CheckpointDisk, backup_xml, checkpoint_again_xml, checkpoint_xml,
+};
 pub use diff::{Difference, differences};
 pub use disk::{Backing, Disk, DiskSource, SecretRef};
 pub use edit::Edits;

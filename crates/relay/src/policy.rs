@@ -55,6 +55,13 @@ pub struct Vm {
     /// How the disks are read.
     #[serde(default)]
     pub method: Method,
+    /// Every how many increments a disk is read whole and compared with its dirty bitmap, within
+    /// [`AUDIT_EVERY`]; 1 trusts no bitmap.
+    #[serde(default = "default_audit_every")]
+    pub audit_every: u32,
+    /// Are there Differentials, which build on the last Full?
+    #[serde(default)]
+    pub differentials: bool,
     /// Targets (`vdb`, …) that are left out, and listed as left out.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub exclude: Vec<String>,
@@ -62,6 +69,13 @@ pub struct Vm {
 
 /// Range of `freeze_ms`: an agent is given whole seconds, and time for the thaw is part of it.
 pub const FREEZE_MS: std::ops::RangeInclusive<u64> = 2_000..=10_000;
+
+/// Range of `audit_every`.
+pub const AUDIT_EVERY: std::ops::RangeInclusive<u32> = 1..=1000;
+
+fn default_audit_every() -> u32 {
+    8
+}
 
 fn default_freeze_ms() -> u64 {
     5000
@@ -132,6 +146,14 @@ pub enum Error {
         /// What was given.
         value: u64,
     },
+    /// The number of increments between whole readings is out of range.
+    #[error("vms.{vm}.audit_every = {value} is outside 1 to 1000")]
+    AuditEvery {
+        /// The VM's key.
+        vm: String,
+        /// What was given.
+        value: u32,
+    },
 }
 
 impl Policy {
@@ -169,6 +191,12 @@ impl Policy {
                     value: vm.freeze_ms,
                 });
             }
+            if !AUDIT_EVERY.contains(&vm.audit_every) {
+                return Err(Error::AuditEvery {
+                    vm: key.clone(),
+                    value: vm.audit_every,
+                });
+            }
         }
         Ok(policy)
     }
@@ -192,6 +220,8 @@ mod tests {
             quiesce: Quiesce::Require,
             freeze_ms: 2000,
             method: Method::Pull,
+            audit_every: 3,
+            differentials: true,
             exclude: vec!["vdb".into()],
         };
         policy.vms.insert("web01".into(), vm);
@@ -207,6 +237,7 @@ mod tests {
             "version = 1\n[vms.\"$(id)\"]\ndomain = \"a\"",
             "version = 1\n[vms.a]\ndomain = \"a\"\nfreeze_ms = 60000",
             "version = 1\n[vms.a]\ndomain = \"a\"\nquiesce = \"maybe\"",
+            "version = 1\n[vms.a]\ndomain = \"a\"\naudit_every = 0",
         ] {
             assert!(Policy::parse(text).is_err(), "{text:?}");
         }

@@ -5,43 +5,44 @@
 //! ```
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
-use blockmap::{Header, Key, MapWriter};
-use nbd::{BASE_ALLOCATION, Client};
+use blockmap::{Header, Key};
+use worker::backup::{Export, Reading, Step};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let socket = args.next().context("usage: read_null SOCKET EXPORT")?;
     let export = args.next().context("usage: read_null SOCKET EXPORT")?;
-    let limit = Duration::from_secs(10);
     let start = Instant::now();
-    let layout = Client::connect(Path::new(&socket), &export, &[BASE_ALLOCATION], limit)?;
-    let data = Client::connect(Path::new(&socket), &export, &[], limit)?;
+    let mut disk = Export::connect(Path::new(&socket), &export, None, |_| {})?;
     let dir = tempfile::tempdir()?;
     let key = Key::random()?;
     let header = Header {
         job: "read_null".into(),
         full_read: "read_null".into(),
+        trusting: 0,
         part_id: 1,
         delta_seq: 0,
         identity: export,
-        size: data.size(),
+        size: disk.size(),
     };
-    let mut map = MapWriter::create(&dir.path().join("map"), &key, header)?;
     let mut bytes = 0;
-    worker::backup::scan(
-        layout,
-        data,
-        &key,
-        &mut map,
-        || true,
-        |block| {
-            bytes += block.bytes.len();
-            Ok(())
-        },
-    )?;
+    let mut reading = Reading {
+        export: &mut disk,
+        key: &key,
+        path: &dir.path().join("map"),
+        wanted: &|| true,
+        limit: None,
+    };
+    let (mut map, _) = reading.full(header, None, |step| {
+        if let Step::Data { bytes: read, .. } = step {
+            bytes += read.len();
+        }
+        Ok(())
+    })?;
+    disk.close()?;
     let root = map.root()?;
     let seconds = start.elapsed().as_secs_f64();
     println!("{seconds:.3}");

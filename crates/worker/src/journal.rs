@@ -49,6 +49,13 @@ pub enum Intent {
         /// The NBD socket, which proves that the job is ours.
         socket: PathBuf,
     },
+    /// libvirt will have a checkpoint of this name, with bitmaps in the images.
+    Checkpoint {
+        /// UUID of the domain.
+        uuid: String,
+        /// Its name, which is ours alone.
+        name: String,
+    },
     /// The guest's file systems will be frozen.
     Freeze {
         /// UUID of the domain.

@@ -10,14 +10,20 @@ use blockmap::Key;
 
 /// The key at `path`; made on first use.
 ///
-/// It only has to be the same from job to job, so that maps can be compared. A lost key costs one
-/// full comparison, no data.
-pub(crate) fn load_or_create(path: &Path) -> Result<Key> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .with_context(|| format!("the fingerprint key {} is damaged", path.display())),
+/// It only has to be the same from job to job, so that maps can be compared. A key that is lost or
+/// damaged costs a start over of every disk, no data: a new one takes its place, which is told to `say`.
+pub(crate) fn load_or_create(path: &Path, say: impl FnOnce(String)) -> Result<Key> {
+    let read = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).trim().parse());
+    match read {
+        Ok(Ok(key)) => Ok(key),
+        Ok(Err(e)) => {
+            let e: blockmap::Error = e;
+            say(format!(
+                "the fingerprint key {} is damaged and replaced: {e}",
+                path.display()
+            ));
+            create(path).with_context(|| format!("cannot write {}", path.display()))
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             create(path).with_context(|| format!("cannot write {}", path.display()))
         }
@@ -51,7 +57,15 @@ mod tests {
     fn a_key_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys/web01");
-        let first = load_or_create(&path).unwrap();
-        assert_eq!(load_or_create(&path).unwrap().to_hex(), first.to_hex());
+        let never = |text| panic!("{text}");
+        let first = load_or_create(&path, never).unwrap();
+        assert_eq!(
+            load_or_create(&path, never).unwrap().to_hex(),
+            first.to_hex()
+        );
+        std::fs::write(&path, b"\xff").unwrap();
+        let mut said = None;
+        let second = load_or_create(&path, |text| said = Some(text)).unwrap();
+        assert!(said.is_some() && second.to_hex() != first.to_hex());
     }
 }

@@ -48,10 +48,14 @@ pub struct Disk {
     pub image_unknown: Option<String>,
     /// Id of the part that this job wrote; it travels as `st_ino`.
     pub part: u64,
+    /// Its place in the chain: 0 starts the disk, any other sits on the part before.
+    pub delta_seq: u32,
     /// Merkle root of the disk's map at the instant of the backup, hexadecimal.
     pub root: String,
     /// What the root rests on.
     pub basis: Basis,
+    /// The last job that read the whole disk.
+    pub full_read: String,
     /// Bytes in blocks that are not all zero.
     pub nonzero_bytes: u64,
     /// Bytes that this job sent.
@@ -334,8 +338,10 @@ pub(crate) mod tests {
                 internal_snapshots: vec!["one".into()],
                 image_unknown: None,
                 part: 1,
+                delta_seq: 0,
                 root: "00".into(),
                 basis: Basis::FullRead,
+                full_read: "web01.2026-01-31_22.00.00_05".into(),
                 nonzero_bytes: 0,
                 sent_bytes: 4096,
             }],

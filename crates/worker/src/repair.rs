@@ -17,6 +17,7 @@ use libvirt::xml::BackupView;
 use libvirt::{Domain, JobState, Keep, Kind, Operation, Undefine, deadline};
 
 use crate::agent;
+use crate::backup::checkpoint;
 use crate::freeze::{Guest, Trouble, thaw_within};
 use crate::guard::Remote;
 use crate::journal::{self as journals, Intent};
@@ -160,6 +161,11 @@ pub fn journal(places: &Places, path: &Path, say: &mut impl FnMut(String)) -> Re
     for intent in &intents {
         if let Intent::Backup { uuid, socket } = intent {
             in_use |= !first.keep(end_backup(uuid, socket), say);
+        }
+    }
+    for intent in &intents {
+        if let Intent::Checkpoint { uuid, name } = intent {
+            first.keep(drop_checkpoint(uuid, name), say);
         }
     }
     let kept = intents.iter().rposition(|intent| *intent == Intent::Keep);
@@ -351,6 +357,19 @@ fn end_backup(uuid: &str, socket: &Path) -> Result<Option<String>> {
             "{}: ended the backup job that was left",
             domain.name()
         )))
+    })
+    .map(Option::flatten)
+}
+
+/// Removes the checkpoint of a job that failed: nobody will build on it. In a domain that is off it cannot
+/// be removed; the next job that finds it running does.
+fn drop_checkpoint(uuid: &str, name: &str) -> Result<Option<String>> {
+    let name = name.to_owned();
+    on_domain(ASK_LIMIT, "remove the checkpoint of", uuid, move |domain| {
+        if domain.is_active()? {
+            checkpoint::drop_one(domain, &name)?;
+        }
+        Ok(None)
     })
     .map(Option::flatten)
 }

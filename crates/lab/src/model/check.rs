@@ -220,6 +220,16 @@ impl Checker<'_> {
                 false
             }
         };
+        let audit_every = u32::try_from(tier.audit_every.unwrap_or(default.audit_every.into()));
+        let audit_every = audit_every.ok().filter(|n| policy::AUDIT_EVERY.contains(n));
+        if audit_every.is_none() {
+            let remedy = "write 8, or 1 to read every disk whole each time";
+            self.bad(
+                &format!("{key}.audit_every"),
+                "is outside 1 to 1000",
+                remedy,
+            );
+        }
         if full.is_none() && window_days.is_some() && (differential.or(incremental)).is_some() {
             let reason = "is never, so the first Full would expire under its increments";
             let remedy = "give it a schedule, or window = \"forever\"";
@@ -232,6 +242,7 @@ impl Checker<'_> {
             incremental,
             window_days,
             lzo,
+            audit_every: audit_every.unwrap_or(default.audit_every),
         }
     }
 
@@ -383,6 +394,10 @@ impl Checker<'_> {
                 quiesce,
                 freeze_ms,
                 method,
+                audit_every: tiers.get(&tier).map_or(8, |tier| tier.audit_every),
+                differentials: tiers
+                    .get(&tier)
+                    .is_some_and(|tier| tier.differential.is_some()),
                 exclude: vm.exclude.clone(),
             },
         }

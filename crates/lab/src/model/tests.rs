@@ -123,6 +123,7 @@ fn no_restore_point_inside_the_window_ever_loses_an_ancestor() {
             incremental: cycle(inc_gap),
             window_days: Some(window),
             lzo: false,
+            audit_every: 8,
         };
         let kept = tier.retention().unwrap();
         let due = |day: u32, gap: u32| gap != 0 && day.is_multiple_of(gap);

@@ -17,6 +17,8 @@ pub(crate) struct Tier {
     pub(crate) window_days: Option<u32>,
     /// Are the records compressed? Then stock `bextract` no longer gives right images.
     pub(crate) lzo: bool,
+    /// Every how many increments a disk is read whole and compared with its dirty bitmap.
+    pub(crate) audit_every: u32,
 }
 
 /// How long volumes of each level are kept, in days.
@@ -78,5 +80,6 @@ pub(super) fn default(number: u8) -> Tier {
         incremental: cycle(incremental),
         window_days,
         lzo: false,
+        audit_every: 8,
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::{XmlError, escape, path_text};
+use super::{CheckpointView, XmlError, escape, path_text};
 
 /// A disk in a backup. Every disk of the domain must be named: libvirt would otherwise decide by
 /// itself whether the disk takes part.
@@ -84,8 +84,44 @@ pub fn backup_xml(socket: &Path, disks: &[BackupDisk]) -> Result<String, XmlErro
 
 /// The XML of a checkpoint. libvirt wants at least one disk.
 pub fn checkpoint_xml(name: &str, disks: &[CheckpointDisk]) -> Result<String, XmlError> {
+    write_checkpoint(name, "", disks)
+}
+
+/// The XML of a checkpoint that is there, to define it again with the bitmaps of `keep` alone. See
+/// [`crate::Domain::checkpoint_redefine`].
+pub fn checkpoint_again_xml(view: &CheckpointView, keep: &[&str]) -> Result<String, XmlError> {
+    let mut facts = String::new();
+    if let Some(parent) = &view.parent {
+        let parent = escape(parent)?;
+        line(
+            &mut facts,
+            format_args!("  <parent><name>{parent}</name></parent>"),
+        );
+    }
+    if let Some(time) = view.creation_time {
+        line(
+            &mut facts,
+            format_args!("  <creationTime>{time}</creationTime>"),
+        );
+    }
+    let disks: Vec<CheckpointDisk> = view
+        .disks
+        .iter()
+        .map(|disk| CheckpointDisk {
+            target: &disk.target,
+            bitmap: disk
+                .bitmap
+                .as_deref()
+                .filter(|_| keep.contains(&disk.target.as_str())),
+        })
+        .collect();
+    write_checkpoint(&view.name, &facts, &disks)
+}
+
+fn write_checkpoint(name: &str, facts: &str, disks: &[CheckpointDisk]) -> Result<String, XmlError> {
     let mut out = String::from("<domaincheckpoint>\n");
     line(&mut out, format_args!("  <name>{}</name>", escape(name)?));
+    out.push_str(facts);
     out.push_str("  <disks>\n");
     for disk in disks {
         let target = escape(disk.target)?;
@@ -117,7 +153,7 @@ fn line(out: &mut String, text: std::fmt::Arguments) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BackupView, CheckpointView};
+    use super::super::BackupView;
     use super::*;
 
     const HOSTILE: &str = "$(id) \"q\" & <x> 'y' `z`";
@@ -165,6 +201,16 @@ mod tests {
         assert_eq!(view.name, HOSTILE);
         assert_eq!(view.disks[0].bitmap.as_deref(), Some(HOSTILE));
         assert_eq!(view.disks[1].bitmap, None);
+
+        let view = CheckpointView {
+            parent: Some(HOSTILE.into()),
+            creation_time: Some(7),
+            ..view
+        };
+        let again = checkpoint_again_xml(&view, &[HOSTILE]).unwrap();
+        assert_eq!(CheckpointView::parse(&again).unwrap(), view);
+        let none = CheckpointView::parse(&checkpoint_again_xml(&view, &[]).unwrap()).unwrap();
+        assert!(none.disks.iter().all(|disk| disk.bitmap.is_none()));
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! What the job log says before the guest is touched.
 
-use relay::message::Level;
-
-use super::Ready;
 use super::choose::Chosen;
 use super::image::Image;
+use super::prepare::Ready;
 use crate::session::Line;
 
 /// Says what will be in the backup, and what of the machine will not.
@@ -32,11 +30,6 @@ pub(super) fn announce(line: &Line, ready: &Ready<'_>) {
     }
     for what in &ready.not_in_backup {
         line.warn(format!("{vm}: not in the backup: {what}"));
-    }
-    if ready.job.hello.level != Some(Level::Full) {
-        line.info(format!(
-            "{vm}: every disk starts over in this job: increments are not made yet"
-        ));
     }
 }
 

@@ -23,8 +23,18 @@ pub(super) struct Image {
     pub(super) chain: Vec<Below>,
     pub(super) data_file: Option<PathBuf>,
     pub(super) snapshots: Vec<String>,
+    /// Of a qcow2 image: is it a version that can hold bitmaps?
+    pub(super) bitmaps: bool,
     /// Why the facts may be incomplete.
     pub(super) unknown: Option<String>,
+}
+
+impl Image {
+    /// Can the disk have a dirty bitmap that is kept in its image, and that covers all of it? What is in
+    /// a data file may be written past QEMU.
+    pub(super) fn can_have_bitmap(&self, disk: &Chosen) -> bool {
+        disk.format == "qcow2" && self.bitmaps && self.data_file.is_none() && self.unknown.is_none()
+    }
 }
 
 /// Asks `qemu-img`. What it cannot tell is no reason to lose a backup: the data comes from QEMU, which
@@ -75,6 +85,9 @@ struct Specific {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Data {
+    /// Of qcow2: `0.10` or `1.1`.
+    #[serde(default)]
+    compat: Option<String>,
     #[serde(default)]
     data_file: Option<PathBuf>,
 }
@@ -87,6 +100,7 @@ fn read(json: &[u8], source: &Path) -> Result<Image> {
     // It may be written relative to the image.
     let dir = source.parent().unwrap_or(Path::new("/"));
     Ok(Image {
+        bitmaps: top.format_specific.data.compat.as_deref() == Some("1.1"),
         data_file: top
             .format_specific
             .data
@@ -115,6 +129,7 @@ mod tests {
             {"filename": "/i/b.raw", "format": "raw", "virtual-size": 1}]"#;
         let image = read(json, Path::new("/i/a.qcow2")).unwrap();
         assert_eq!(image.data_file.as_deref(), Some(Path::new("/i/a.data")));
+        assert!(image.bitmaps);
         assert_eq!(image.snapshots, ["one"]);
         assert_eq!(image.chain.len(), 1);
         assert_eq!(

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use libvirt::xml::DomainView;
 use libvirt::{Connect, Domain, XmlFlags};
 
+use super::prepare::{Ready, volume_path};
 use super::tpm::{self, State};
-use super::{Ready, choose, settled, volume_path};
+use super::{choose, settled};
 use crate::manifest::{File, Needs, Nvram, Secret, Tpm};
 use crate::{digest, owner};
 

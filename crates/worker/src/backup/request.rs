@@ -4,41 +4,50 @@ use anyhow::Result;
 use libvirt::XmlFlags;
 use libvirt::xml::{BackupDisk, BackupRead, DiskSource, DomainView, backup_xml};
 
-use super::Ready;
+use super::checkpoint;
+use super::look::Where;
+use super::pass::Look;
+use super::prepare::Ready;
 
-/// The XML of the backup job.
-pub(super) fn xml(ready: &Ready<'_>) -> Result<String> {
+/// Name of every dirty bitmap in its export.
+pub(super) const BITMAP: &str = "lab-backup";
+
+/// The XML of the backup job; without `looks` no disk is asked for its bitmap.
+pub(super) fn xml(ready: &Ready<'_>, looks: &[Option<Where>], others: &[String]) -> Result<String> {
+    let base = checkpoint::name(&ready.job.hello.prev_job);
     let mut disks: Vec<BackupDisk<'_>> = Vec::new();
-    for (disk, scratch) in ready.disks.iter().zip(&ready.scratches) {
+    for (at, (disk, scratch)) in ready.disks.iter().zip(&ready.scratches).enumerate() {
+        let bitmap = matches!(looks.get(at), Some(Some((Look::Bitmap | Look::Audit, _))));
         let read = BackupRead {
             scratch,
             export: &disk.target,
-            since: None,
-            bitmap: "",
+            since: bitmap.then_some(base.as_str()),
+            bitmap: BITMAP,
         };
         disks.push(BackupDisk {
             target: &disk.target,
             read: Some(read),
         });
     }
-    // What the domain has besides must be named, or libvirt decides about it.
-    let view = DomainView::parse(&ready.domain.xml(XmlFlags::default())?)?;
-    let others: Vec<String> = view
-        .disks
-        .iter()
-        .filter(|disk| {
-            ready
-                .disks
-                .iter()
-                .all(|chosen| chosen.target != disk.target)
-        })
-        .filter(|disk| disk.source != DiskSource::Empty)
-        .map(|disk| disk.target.clone())
-        .collect();
     disks.extend(
         others
             .iter()
             .map(|target| BackupDisk { target, read: None }),
     );
     Ok(backup_xml(&ready.socket, &disks)?)
+}
+
+/// What the domain has besides: it must be named, or libvirt decides about it.
+pub(super) fn others(ready: &Ready<'_>) -> Result<Vec<String>> {
+    let view = DomainView::parse(&ready.domain.xml(XmlFlags::default())?)?;
+    let others = view.disks.iter().filter(|disk| {
+        ready
+            .disks
+            .iter()
+            .all(|chosen| chosen.target != disk.target)
+    });
+    Ok(others
+        .filter(|disk| disk.source != DiskSource::Empty)
+        .map(|disk| disk.target.clone())
+        .collect())
 }

@@ -1,84 +1,93 @@
 //! One disk on its way: NBD export -> fingerprints -> map and plugin.
 //!
-//! A reader thread asks QEMU where data is, reads it, fingerprints it and records it in the map; this
-//! thread sends what is not zero. The pool of buffers bounds memory and, through it, how far the
+//! A reader thread reads, fingerprints and records in the map what there is ([`super::pass`]); this
+//! thread sends what is new. The pool of buffers bounds memory and, through it, how far the
 //! reader runs ahead: when the Storage Daemon is slow, no new request is sent to QEMU.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use blockmap::{BLOCK, Header, Key, MapWriter, fingerprints, runs};
-use nbd::{BASE_ALLOCATION, Client, Piece, ReadOptions, extent};
+use blockmap::{BLOCK, Header, Key, MapWriter};
+use nbd::ShutdownHandle;
+use relay::frame::MAX_DATA;
+use relay::message::FileHead;
 
+use super::chain::{Start, map_path};
 use super::choose::Chosen;
 use super::image::Image;
-use super::watch::Watch;
-use super::{Ready, head};
+use super::look::{Where, identity};
+use super::pass::{Export, Look, Reading, Report, Step};
+use super::prepare::Ready;
+use super::request::BITMAP;
 use crate::manifest::{Basis, Disk};
-use crate::session::Session;
+use crate::session::{Line, Session};
 
-/// How long QEMU may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(30);
-/// Buffers that may wait between reader and sender.
-const BEHIND: usize = 8;
-
-/// A buffer with the ranges of it that are sent.
-#[derive(Debug)]
-pub struct Block {
-    /// Where the buffer begins on the disk, in bytes.
-    pub offset: u64,
-    /// What was read.
-    pub bytes: nbd::Buffer,
-    /// The parts of it that are not zero.
-    pub send: Vec<blockmap::Run>,
+/// How a disk is read and sent.
+pub(super) struct Plan<'a> {
+    pub(super) disk: &'a Chosen,
+    pub(super) image: &'a Image,
+    pub(super) start: Start,
+    /// For a delta.
+    pub(super) look: Option<Where>,
+    pub(super) socket: PathBuf,
+    pub(super) export: &'a str,
 }
 
-/// Sends one disk as a file that starts over; seals its map.
+/// Sends one disk and seals its map. `guards` is told every reader.
 pub(super) fn disk(
     session: &mut Session,
     ready: &Ready<'_>,
-    disk: &Chosen,
+    plan: Plan<'_>,
     key: &Key,
-    maps: &Path,
-    watch: &Watch,
-    image: Image,
+    guards: &dyn Fn(ShutdownHandle),
 ) -> Result<Disk> {
     let line = session.line().clone();
-    let connect = |contexts: &[&str]| -> Result<Client> {
-        let client = Client::connect(&ready.socket, &disk.target, contexts, CONNECT)?;
-        watch.guards(client.shutdown_handle());
-        Ok(client)
-    };
-    let layout = connect(&[BASE_ALLOCATION])?;
-    let data = connect(&[])?;
-    let size = data.size();
+    let Plan {
+        disk, image, start, ..
+    } = plan;
+    let target = &disk.target;
+    let look = plan.look.as_ref().map(|(look, _)| *look);
+    let bitmap = matches!(look, Some(Look::Bitmap | Look::Audit)).then_some(BITMAP);
+    let mut export = Export::connect(&plan.socket, plan.export, bitmap, guards)?;
+    let size = export.size();
     ensure!(size > 0, "the disk has no bytes");
     let part = random_part()?;
-    let header = Header {
-        job: ready.job.hello.job.clone(),
-        full_read: ready.job.hello.job.clone(),
-        part_id: part,
-        delta_seq: 0,
-        identity: identity(disk)?,
-        size,
+    let base = match &start {
+        Start::Over(_) => None,
+        Start::Delta(map) => Some(map.header().clone()),
     };
-    let path = maps.join(format!("{}-{}.map", ready.job.hello.job, disk.target));
-    let mut map = MapWriter::create(&path, key, header)?;
-
-    session.file(&head(ready.vm, &disk.file(), size, part))?;
-    let (sender, blocks) = mpsc::channel();
-    let stop = data.shutdown_handle();
+    let header = header(ready, disk, part, size, base.as_ref(), look)?;
+    let path = map_path(&ready.maps, &ready.job.hello.job, target);
+    let (sender, steps) = mpsc::channel();
+    let stop = export.shutdown_handle();
     let (sent, read) = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let sender: Sender<Block> = sender;
-            let wanted = || !line.is_gone();
-            scan(layout, data, key, &mut map, wanted, |block| {
-                sender.send(block).context("the sender is gone")
-            })
+        let reader = scope.spawn(|| -> Result<(MapWriter, Report)> {
+            let sender: Sender<Step> = sender;
+            let mut reading = Reading {
+                export: &mut export,
+                key,
+                path: &path,
+                wanted: &|| !line.is_gone(),
+                limit: None,
+            };
+            let sink = |step| sender.send(step).context("the sender is gone");
+            match start {
+                Start::Over(why) => reading.full(header, why, sink),
+                Start::Delta(map) => {
+                    reading.increment(header, *map, look.unwrap_or(Look::Everything), sink)
+                }
+            }
         });
-        let sent = send(&line, blocks, size);
+        let sending = Sending {
+            session: &*session,
+            vm: ready.vm,
+            disk,
+            part,
+            size,
+            base: base.as_ref(),
+        };
+        let sent = sending.all(steps);
         if sent.is_err() {
             // The reader may wait for a buffer or for QEMU.
             stop.shutdown();
@@ -88,110 +97,174 @@ pub(super) fn disk(
             .unwrap_or_else(|e| std::panic::resume_unwind(e));
         (sent, read)
     });
-    watch.check()?;
     // The sender's error comes first: the reader's is its echo, unless only the reader failed.
-    let sent_bytes = sent?;
-    read?;
+    let sent = sent?;
+    let (map, report) = read?;
+    export.close()?;
+    let (sent_bytes, over) = sent.context("the disk was not begun")?;
     session.file_end()?;
     let nonzero_bytes = map.nonzero_blocks() * BLOCK as u64;
+    let header = map.header().clone();
     let root = map.seal()?;
+    if !report.missed.is_none() {
+        line.warn(format!(
+            "{}/{target}: THE BITMAP WAS WRONG: what changed outside of it is in this backup, and missing in \
+             those since job {}: {}",
+            ready.vm,
+            base.map_or_else(String::new, |base| base.full_read),
+            report.missed
+        ));
+    }
+    let how = match (&over, &plan.look) {
+        (Some(Some(why)), _) => format!(" (starts over: {why})"),
+        (Some(None), _) => String::new(),
+        (None, Some((_, Some(why)))) => format!(" (read whole: {why})"),
+        (None, _) => " (bitmap)".into(),
+    };
     line.info(format!(
-        "{}/{}: {} MiB sent of {} MiB, root {root}",
+        "{}/{target}: {} sent, {} read of {}{how}, root {root}",
         ready.vm,
-        disk.target,
-        sent_bytes >> 20,
-        size >> 20
+        show(sent_bytes),
+        show(report.read_bytes),
+        show(size)
     ));
     Ok(Disk {
-        target: disk.target.clone(),
+        target: target.clone(),
         file: disk.file(),
         size,
         format: disk.format.clone(),
         source: disk.source.clone(),
         block: disk.block,
-        chain: image.chain,
-        data_file: image.data_file,
-        internal_snapshots: image.snapshots,
-        image_unknown: image.unknown,
+        chain: image.chain.clone(),
+        data_file: image.data_file.clone(),
+        internal_snapshots: image.snapshots.clone(),
+        image_unknown: image.unknown.clone(),
         part,
+        delta_seq: header.delta_seq,
         root: root.to_string(),
-        basis: Basis::FullRead,
+        basis: match header.trusting {
+            0 => Basis::FullRead,
+            _ => Basis::Bitmap,
+        },
+        full_read: header.full_read,
         nonzero_bytes,
         sent_bytes,
     })
 }
 
-/// Reads everything that is not known to be zero, fingerprints it, records it in `map`, and hands over
-/// the buffers that have something to send. Ends early when nobody is there any more for whom it is
-/// `wanted`. Both connections are closed when this returns.
-pub fn scan(
-    mut layout: Client,
-    mut data: Client,
-    key: &Key,
-    map: &mut MapWriter,
-    wanted: impl Fn() -> bool,
-    mut sink: impl FnMut(Block) -> Result<()>,
-) -> Result<()> {
-    let size = data.size();
-    let extents = extent::allocation(layout.extents(BASE_ALLOCATION, 0, size)?)
-        .map(|extent| extent.map_err(anyhow::Error::from));
-    let options = ReadOptions::default();
-    let pool = options.pool(BEHIND);
-    let mut prints = Vec::new();
-    data.read(extents, &options, &pool, |piece| -> Result<()> {
-        // A disk may be full of zeros: nothing is sent then that would tell.
-        ensure!(wanted(), "the plugin closed the connection");
-        // What is zero is zero in a fresh map already.
-        if let Piece::Data { offset, bytes } = piece {
-            fingerprints(key, &bytes, &mut prints);
-            map.set(offset / BLOCK as u64, &prints)?;
-            let send: Vec<_> = runs(offset, bytes.len(), &prints, None).collect();
-            if !send.is_empty() {
-                sink(Block {
-                    offset,
-                    bytes,
-                    send,
-                })?;
-            }
-        }
-        Ok(())
-    })?;
-    data.close()?;
-    layout.close()?;
-    Ok(())
+/// The header of the map to come, of a delta if there is a base.
+fn header(
+    ready: &Ready<'_>,
+    disk: &Chosen,
+    part_id: u64,
+    size: u64,
+    base: Option<&Header>,
+    look: Option<Look>,
+) -> Result<Header> {
+    let job = ready.job.hello.job.clone();
+    let bitmap = base.filter(|_| look == Some(Look::Bitmap));
+    Ok(Header {
+        full_read: bitmap.map_or_else(|| job.clone(), |base| base.full_read.clone()),
+        trusting: bitmap.map_or(0, |base| base.trusting.saturating_add(1)),
+        job,
+        part_id,
+        delta_seq: base.map_or(0, |base| base.delta_seq.saturating_add(1)),
+        identity: identity(disk)?,
+        size,
+    })
 }
 
-/// Sends what the reader hands over, and the disk's last block in any case: it carries the size, so
-/// that a hole at the end survives in tools that know only the records.
-fn send(line: &crate::session::Line, blocks: Receiver<Block>, size: u64) -> Result<u64> {
-    let mut sent = 0;
-    let mut end = 0;
-    for block in blocks {
-        for run in &block.send {
-            let bytes = block
-                .bytes
-                .get(run.range.clone())
-                .context("a run leaves its buffer")?;
-            line.data(run.offset, bytes)?;
-            sent += bytes.len() as u64;
-            end = run.offset + bytes.len() as u64;
-        }
-        debug_assert!(block.offset <= end, "runs lie in their block");
-        if line.is_gone() {
-            bail!("the plugin closed the connection");
-        }
-    }
-    if end < size {
-        let start = (size - 1) / BLOCK as u64 * BLOCK as u64;
-        let zeros = [0; BLOCK];
-        let last = zeros
-            .get(..(size - start) as usize)
-            .context("a block is too long")?;
-        line.data(start, last)?;
-        sent += last.len() as u64;
-    }
-    Ok(sent)
+/// The side of a disk that speaks to the plugin.
+struct Sending<'a> {
+    session: &'a Session,
+    vm: &'a str,
+    disk: &'a Chosen,
+    part: u64,
+    size: u64,
+    base: Option<&'a Header>,
 }
+
+impl Sending<'_> {
+    /// Sends what the reader hands over: how many bytes, and whether and why the disk starts over.
+    /// Nothing if the reader failed before it began.
+    fn all(&self, steps: Receiver<Step>) -> Result<Option<(u64, Option<Option<String>>)>> {
+        let line: &Line = self.session.line();
+        let mut begun = None;
+        let mut sent = Sent::default();
+        for step in steps {
+            match step {
+                Step::Begin { over } => {
+                    let over = match self.base {
+                        Some(_) => over.map(Some),
+                        None => Some(over),
+                    };
+                    self.session.file(&self.head(over.is_some()))?;
+                    begun = Some(over);
+                }
+                Step::Data { bytes, send: runs } => {
+                    for run in runs {
+                        let part = bytes.get(run.range).context("a run leaves its buffer")?;
+                        sent.data(line, run.offset, part)?;
+                    }
+                }
+                Step::Zero { mut offset, len } => {
+                    let until = offset + len;
+                    while offset < until {
+                        let piece = (until - offset).min(ZEROS.len() as u64);
+                        let zeros = ZEROS.get(..piece as usize).unwrap_or_default();
+                        sent.data(line, offset, zeros)?;
+                        offset += piece;
+                    }
+                }
+            }
+            if line.is_gone() {
+                bail!("the plugin closed the connection");
+            }
+        }
+        let Some(over) = begun else {
+            return Ok(None);
+        };
+        // The last block carries the size, so that a hole at the end survives in tools that know only
+        // the records.
+        let size = self.size;
+        let resized = over.is_some() || self.base.is_none_or(|base| base.size != size);
+        if resized && sent.end < size {
+            let start = (size - 1) / BLOCK as u64 * BLOCK as u64;
+            let last = ZEROS.get(..(size - start) as usize);
+            sent.data(line, start, last.context("a block is too long")?)?;
+        }
+        Ok(Some((sent.bytes, over)))
+    }
+
+    fn head(&self, over: bool) -> FileHead {
+        let delta_on = self.base.filter(|_| !over).map(|base| base.delta_seq);
+        FileHead {
+            part: self.part,
+            offsets: true,
+            delta_on,
+            ..super::head(self.vm, &self.disk.file(), self.size)
+        }
+    }
+}
+
+/// What was sent of a disk.
+#[derive(Default)]
+struct Sent {
+    bytes: u64,
+    /// Where the last record ended.
+    end: u64,
+}
+
+impl Sent {
+    fn data(&mut self, line: &Line, offset: u64, bytes: &[u8]) -> Result<()> {
+        line.data(offset, bytes)?;
+        self.bytes += bytes.len() as u64;
+        self.end = offset + bytes.len() as u64;
+        Ok(())
+    }
+}
+
+static ZEROS: [u8; MAX_DATA as usize] = [0; MAX_DATA as usize];
 
 /// A random id of 63 bits, never 0.
 fn random_part() -> Result<u64> {
@@ -199,15 +272,10 @@ fn random_part() -> Result<u64> {
     Ok((random >> 1).max(1))
 }
 
-/// What makes a disk this disk: its image's device and inode (or device number), format, target.
-fn identity(disk: &Chosen) -> Result<String> {
-    use std::os::unix::fs::MetadataExt;
-    let facts = std::fs::metadata(&disk.source)
-        .with_context(|| format!("cannot look at {}", disk.source.display()))?;
-    let place = if disk.block {
-        format!("block {}", facts.rdev())
-    } else {
-        format!("file {}:{}", facts.dev(), facts.ino())
-    };
-    Ok(format!("{place} {} {}", disk.format, disk.target))
+/// Bytes for people.
+fn show(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        _ => format!("{} MiB", bytes >> 20),
+    }
 }

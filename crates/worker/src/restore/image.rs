@@ -103,6 +103,7 @@ impl Image {
         let header = Header {
             job: "restore".into(),
             full_read: "restore".into(),
+            trusting: 0,
             part_id: 0,
             delta_seq: 0,
             identity: target.into(),

@@ -1,0 +1,89 @@
+//! Where an increment of a disk looks for changes, and why not where the bitmap says.
+//!
+//! A bitmap is trusted only while it is proven that it was kept since the base, on this very image: after
+//! swapping the targets of two disks, or a resize, libvirt reports blocks clean that are not.
+
+use anyhow::{Context, Result};
+use libvirt::Kind;
+
+use super::chain::Start;
+use super::checkpoint::{self, State};
+use super::choose::Chosen;
+use super::pass::Look;
+use super::prepare::Ready;
+use crate::session::Line;
+
+/// Where to look, and why everywhere.
+pub(super) type Where = (Look, Option<String>);
+
+/// Decides for every disk; none for one that starts over.
+pub(super) fn decide(
+    line: &Line,
+    ready: &Ready<'_>,
+    starts: &[Start],
+) -> Result<Vec<Option<Where>>> {
+    let base = &ready.job.hello.prev_job;
+    let wanted = starts.iter().any(|start| matches!(start, Start::Delta(_)));
+    let state = match wanted {
+        true => checkpoint::state(&ready.domain, base).or_else(|e| doubt(line, ready, e))?,
+        false => State::Missing,
+    };
+    let disks = ready.disks.iter().zip(&ready.images).zip(&ready.sizes);
+    disks
+        .zip(starts)
+        .map(|(((disk, image), size), start)| {
+            let Start::Delta(map) = start else {
+                return Ok(None);
+            };
+            let header = map.header();
+            let audit_every = ready.policy.audit_every;
+            let trusted = match image.can_have_bitmap(disk) {
+                false => Err("its image cannot have a bitmap".to_owned()),
+                true if identity(disk)? != header.identity => Err(format!(
+                    "its image is another one than in job {base}, or has another target"
+                )),
+                true if *size != header.size => {
+                    Err(format!("it grew from {} to {size} bytes", header.size))
+                }
+                true => state.of(&disk.target, base),
+            };
+            Ok(Some(match trusted {
+                Err(why) => (Look::Everything, Some(why)),
+                Ok(()) if header.trusting.saturating_add(1) >= audit_every => {
+                    let why = format!(
+                        "audit of the bitmap, the last whole reading was job {}",
+                        header.full_read
+                    );
+                    (Look::Audit, Some(why))
+                }
+                Ok(()) => (Look::Bitmap, None),
+            }))
+        })
+        .collect()
+}
+
+/// What cannot be asked is not trusted; a connection that is gone is another matter.
+fn doubt(line: &Line, ready: &Ready<'_>, error: anyhow::Error) -> Result<State> {
+    let kind = error.downcast_ref::<libvirt::Error>().map(|e| e.kind);
+    if matches!(kind, Some(Kind::ConnectionLost | Kind::Timeout)) {
+        return Err(error);
+    }
+    line.warn(format!(
+        "{}: its bitmaps cannot be checked and are not used: {error:#}",
+        ready.vm
+    ));
+    Ok(State::Missing)
+}
+
+/// What makes a disk this disk: its image's device and inode (or device number), format, target.
+pub(super) fn identity(disk: &Chosen) -> Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    let facts = std::fs::metadata(&disk.source)
+        .with_context(|| format!("cannot look at {}", disk.source.display()))?;
+    let place = if disk.block {
+        format!("block {}", facts.rdev())
+    } else {
+        format!("file {}:{}", facts.dev(), facts.ino())
+    };
+    Ok(format!("{place} {} {}", disk.format, disk.target))
+}
