@@ -131,7 +131,7 @@ pub(crate) struct Vm {
     pub(crate) quiesce: Option<String>,
     /// Longest freeze in milliseconds.
     pub(crate) freeze_ms: Option<i64>,
-    /// `auto` or `pull`.
+    /// `auto`, `pull` or `cold`.
     pub(crate) method: Option<String>,
     /// Targets that are left out.
     #[serde(default)]

@@ -6,7 +6,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,9 @@ pub struct QemuNbdOptions {
     pub format: String,
     /// Refuse writes?
     pub read_only: bool,
+    /// Read it without a lock that keeps others from writing it, such as a VM that starts? Then what is
+    /// read counts only if nobody did.
+    pub force_share: bool,
     /// A persistent bitmap of the image to offer as `qemu:dirty-bitmap:NAME`.
     pub bitmap: Option<String>,
     /// Most connections at once.
@@ -63,6 +67,7 @@ impl QemuNbdOptions {
             image: image.into(),
             format: format.into(),
             read_only: true,
+            force_share: false,
             bitmap: None,
             shared: 4,
             persistent: false,
@@ -92,7 +97,6 @@ impl QemuNbdOptions {
         let mut arguments = vec![
             join("--socket=", socket.as_os_str()),
             join("--pid-file=", pid_file.as_os_str()),
-            join("--format=", self.format.as_ref()),
             join("--shared=", self.shared.max(1).to_string().as_ref()),
             join("--cache=", cache.as_ref()),
             "--discard=unmap".into(),
@@ -106,9 +110,32 @@ impl QemuNbdOptions {
         if let Some(bitmap) = &self.bitmap {
             arguments.push(join("--bitmap=", bitmap.as_ref()));
         }
-        arguments.push("--".into());
-        arguments.push(self.image.as_os_str().to_owned());
+        if self.force_share {
+            arguments.extend(["--image-opts".into(), "--".into(), self.shared_image()]);
+        } else {
+            arguments.push(join("--format=", self.format.as_ref()));
+            arguments.push("--".into());
+            arguments.push(self.image.as_os_str().to_owned());
+        }
         arguments
+    }
+
+    /// The image in the form of `--image-opts`, in which a comma is written twice: qemu-nbd(8).
+    fn shared_image(&self) -> OsString {
+        let device =
+            fs::metadata(&self.image).is_ok_and(|facts| facts.file_type().is_block_device());
+        let driver = if device { "host_device" } else { "file" };
+        let format = self.format.replace(',', ",,");
+        let mut text =
+            format!("driver={format},force-share=on,file.driver={driver},file.filename=")
+                .into_bytes();
+        for byte in self.image.as_os_str().as_bytes() {
+            text.push(*byte);
+            if *byte == b',' {
+                text.push(b',');
+            }
+        }
+        OsString::from_vec(text)
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Method {
     Auto,
     /// libvirt's backup API in pull mode; the VM must run.
     Pull,
+    /// The images of a VM that is off; it must stay off meanwhile.
+    Cold,
 }
 
 /// Policy of one VM.

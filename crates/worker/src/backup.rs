@@ -7,6 +7,7 @@ mod candidates;
 mod chain;
 pub(crate) mod checkpoint;
 mod choose;
+mod cold;
 mod image;
 mod instant;
 mod look;
@@ -18,6 +19,7 @@ mod request;
 mod scratch;
 mod settled;
 mod socket;
+mod still;
 mod stream;
 mod tpm;
 mod watch;
@@ -37,7 +39,7 @@ use chain::Record;
 pub(crate) use metadata::MAX_NVRAM;
 use metadata::Metadata;
 pub use pass::{Export, Look, Reading, Report, Step};
-use prepare::{Ready, prepare};
+use prepare::{Method, Ready, prepare};
 
 /// How long a job waits for another one of the same VM.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -81,10 +83,18 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
         ready.domain.uuid(),
     )
     .with_context(|| format!("cannot begin the journal of {vm}"))?;
-    match pull::guarded(session, &ready, &key, starts, &mut journal) {
+    let taken = match &ready.method {
+        Method::Pull(live) => pull::guarded(session, &ready, live, &key, starts, &mut journal),
+        Method::Cold(reason) => cold::read(session, &ready, *reason, &key, starts),
+    };
+    match taken {
         Ok(taken) => {
             let limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
-            pull::remove_files(&ready)
+            let removed = match &ready.method {
+                Method::Pull(live) => pull::remove_files(live),
+                Method::Cold(_) => Ok(()),
+            };
+            removed
                 .and_then(|()| Ok(journal.end()?))
                 .with_context(|| format!("the data of {vm} was sent, but not cleared up"))?;
             drop(limit);
@@ -168,9 +178,11 @@ fn finish(
     let record = Record::of(ready);
     record.write(&ready.maps)?;
     let keep = chain::prune(&ready.maps, &record, ready.policy.differentials);
-    let limit = line.within(ASK_LIMIT, format!("remove old checkpoints of {vm}"));
-    checkpoint::remove(line, vm, &ready.domain, &keep);
-    drop(limit);
+    // In the images of a VM that is off nothing is changed; the next job that finds it running does.
+    if let Method::Pull(_) = ready.method {
+        let _limit = line.within(ASK_LIMIT, format!("remove old checkpoints of {vm}"));
+        checkpoint::remove(line, vm, &ready.domain, &keep);
+    }
     let sum = |of: fn(&manifest::Disk) -> u64| manifest.disks.iter().map(of).sum::<u64>() >> 20;
     line.info(format!(
         "{vm}: {} disks, {} MiB of data, {} MiB sent, consistency {}",

@@ -181,6 +181,8 @@ pub struct Needs {
 pub enum Consistency {
     /// File systems were frozen by the guest agent.
     FilesystemFrozen,
+    /// The machine was off.
+    PoweredOff,
     /// As after a power cut.
     Crash,
 }

@@ -359,9 +359,10 @@ impl Checker<'_> {
         let method = match vm.method.as_deref() {
             None | Some("auto") => Method::Auto,
             Some("pull") => Method::Pull,
+            Some("cold") => Method::Cold,
             Some(text) => {
                 let reason = format!("is {text:?}");
-                let remedy = "write \"auto\" or \"pull\"";
+                let remedy = "write \"auto\", \"pull\" or \"cold\"";
                 self.bad(&format!("{key}.method"), &reason, remedy);
                 Method::Auto
             }

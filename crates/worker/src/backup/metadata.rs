@@ -10,6 +10,7 @@ use super::prepare::{Ready, volume_path};
 use super::tpm::{self, State};
 use super::{choose, settled};
 use crate::manifest::{File, Needs, Nvram, Secret, Tpm};
+use crate::session::Session;
 use crate::{digest, owner};
 
 /// Small files by name.
@@ -30,11 +31,24 @@ pub(super) struct Metadata {
 /// Largest NVRAM file that is read, in bytes; real ones have at most 16 MiB.
 pub(crate) const MAX_NVRAM: u64 = 64 << 20;
 
+/// Takes the definition and sends the small files.
+pub(super) fn send(session: &mut Session, ready: &Ready<'_>) -> Result<Metadata> {
+    let vm = ready.vm;
+    let line = session.line().clone();
+    let limit = line.within(super::ASK_LIMIT, format!("read the definition of {vm}"));
+    let metadata = take(&ready.domain, ready)?;
+    drop(limit);
+    for (file, content) in &metadata.files {
+        session.small_file(&super::head(vm, file, content.len() as u64), content)?;
+    }
+    Ok(metadata)
+}
+
 /// Takes the definition right after the backup began.
 ///
 /// # Errors
 /// The disks are no longer those that the backup was begun with: somebody plugged one in between.
-pub(super) fn take(domain: &Domain, ready: &Ready<'_>) -> Result<Metadata> {
+fn take(domain: &Domain, ready: &Ready<'_>) -> Result<Metadata> {
     let live = domain.xml(XmlFlags {
         secure: true,
         ..XmlFlags::default()

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use libvirt::xml::DomainView;
-use libvirt::{Connect, Domain, Kind, State, XmlFlags};
-use relay::policy::Vm;
+use libvirt::{Connect, Domain, Kind, ShutOffReason, State, XmlFlags};
+use relay::policy::{self, Vm};
 
 use super::choose::{self, Chosen};
 use super::image::{self, Image};
@@ -34,9 +34,23 @@ pub(super) struct Ready<'a> {
     pub(super) host: (String, String),
     /// Directory of the VM's block maps.
     pub(super) maps: PathBuf,
+    pub(super) method: Method,
+}
+
+/// How the disks are read.
+pub(super) enum Method {
+    /// Through libvirt's backup job.
+    Pull(Live),
+    /// From the images, because the VM is off.
+    Cold(ShutOffReason),
+}
+
+/// What the pull method makes on this host.
+pub(super) struct Live {
     /// Are there images of guests where the scratch images will be?
     pub(super) beside_images: bool,
     pub(super) socket: PathBuf,
+    /// One for each disk.
     pub(super) scratches: Vec<PathBuf>,
 }
 
@@ -64,11 +78,7 @@ pub(super) fn prepare<'a>(
     job: &'a Job,
 ) -> Result<Ready<'a>> {
     let (connect, domain) = find(vm, policy)?;
-    let state = domain.state()?;
-    ensure!(
-        state == State::Running,
-        "VM {vm} is {state} and its backup needs it running; start it and run the backup again"
-    );
+    let off = is_off(vm, policy, &domain)?;
     refuse_foreign_job(line, vm, &domain, &job.places)?;
     let view = DomainView::parse(&domain.xml(XmlFlags::default())?)?;
     let (disks, left_out) = choose::choose(vm, &view, &policy.exclude, &volume_path(&connect))?;
@@ -77,13 +87,11 @@ pub(super) fn prepare<'a>(
         .iter()
         .map(|disk| Ok(domain.block_info(&disk.target)?.capacity_bytes))
         .collect::<Result<Vec<u64>>>()?;
-    let scratch_dir = &job.policy.scratch_dir;
     let images: Vec<Image> = disks.iter().map(image::look).collect();
-    // Not to know counts as yes.
-    let (mut grow, known) = images_of_all(&connect).map_or((Vec::new(), false), |all| (all, true));
-    grow.extend(images.iter().filter_map(|image| image.data_file.clone()));
-    let beside_images = scratch::check(scratch_dir, &grow)? || !known;
-    let name = &job.hello.job;
+    let method = match off {
+        Some(reason) => Method::Cold(reason),
+        None => Method::Pull(live(&connect, job, &disks, &images)?),
+    };
     Ok(Ready {
         vm,
         policy,
@@ -91,12 +99,7 @@ pub(super) fn prepare<'a>(
         host: (connect.hostname()?, connect.lib_version()?.to_string()),
         connect,
         maps: job.places.maps(vm),
-        beside_images,
-        socket: socket::path(&job.places.nbd(), job.hello.job_id),
-        scratches: disks
-            .iter()
-            .map(|disk| scratch::path(scratch_dir, name, disk))
-            .collect(),
+        method,
         images,
         not_in_backup: metadata::not_in_backup(&view, domain.uuid()),
         boot,
@@ -104,6 +107,43 @@ pub(super) fn prepare<'a>(
         disks,
         sizes,
         left_out,
+    })
+}
+
+/// Is the VM off, and why? None if it runs.
+///
+/// # Errors
+/// It is in another state, or in another one than the policy's method needs.
+fn is_off(vm: &str, policy: &Vm, domain: &Domain) -> Result<Option<ShutOffReason>> {
+    let state = domain.state()?;
+    match (state, policy.method) {
+        (State::Running, policy::Method::Auto | policy::Method::Pull) => Ok(None),
+        (State::ShutOff(reason), policy::Method::Auto | policy::Method::Cold) => Ok(Some(reason)),
+        (State::Running, _) => bail!(
+            "VM {vm} is running and vms.{vm}.method = \"cold\" needs it off; shut it down, or write \"auto\""
+        ),
+        (State::ShutOff(_), _) => bail!(
+            "VM {vm} is {state} and vms.{vm}.method = \"pull\" needs it running; start it, or write \"auto\""
+        ),
+        _ => bail!(
+            "VM {vm} is {state}; its backup needs it running or shut off: run it again when it is"
+        ),
+    }
+}
+
+/// Where the pull method works.
+fn live(connect: &Connect, job: &Job, disks: &[Chosen], images: &[Image]) -> Result<Live> {
+    let dir = &job.policy.scratch_dir;
+    // Not to know counts as yes.
+    let (mut grow, known) = images_of_all(connect).map_or((Vec::new(), false), |all| (all, true));
+    grow.extend(images.iter().filter_map(|image| image.data_file.clone()));
+    Ok(Live {
+        beside_images: scratch::check(dir, &grow)? || !known,
+        socket: socket::path(&job.places.nbd(), job.hello.job_id),
+        scratches: disks
+            .iter()
+            .map(|disk| scratch::path(dir, &job.hello.job, disk))
+            .collect(),
     })
 }
 

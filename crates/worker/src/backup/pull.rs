@@ -10,14 +10,16 @@ use libvirt::{BackupFlags, BackupJob, Error, Kind};
 
 use super::chain::Start;
 use super::look::{self, Where};
+use super::metadata::Metadata;
 use super::pass::Look;
-use super::prepare::Ready;
+use super::prepare::{Live, Ready};
 use super::stream::Plan;
 use super::watch::Watch;
 use super::{ASK_LIMIT, CLEAR_LIMIT, Taken};
 use super::{checkpoint, instant, metadata, request, scratch, socket, stream};
 use crate::guard::{Room, Scratch, Ward};
 use crate::journal::{Intent, Journal};
+use crate::manifest::Disk;
 use crate::session::{Line, Session};
 use crate::{agent, repair};
 
@@ -28,6 +30,7 @@ const SCRATCH_LIMIT: Duration = Duration::from_secs(300);
 pub(super) fn guarded(
     session: &mut Session,
     ready: &Ready<'_>,
+    live: &Live,
     key: &Key,
     starts: Vec<Start>,
     journal: &mut Journal,
@@ -38,7 +41,7 @@ pub(super) fn guarded(
     let mut looks = look::decide(&line, ready, &starts)?;
     drop(limit);
     // From before the first byte of scratch: whatever comes after the begin may block.
-    let watch = Watch::start(ready.job.places.guard_socket(), ward(ready))?;
+    let watch = Watch::start(ready.job.places.guard_socket(), ward(ready, live))?;
     if let Room::Tight { limit } = watch.room() {
         line.warn(format!(
             "{vm}: scratch is not reserved; the backup ends before its images occupy {} MiB",
@@ -46,25 +49,25 @@ pub(super) fn guarded(
         ));
     }
     let limit = line.within(SCRATCH_LIMIT, format!("make the scratch images of {vm}"));
-    for ((path, disk), size) in ready.scratches.iter().zip(&ready.disks).zip(&ready.sizes) {
+    for ((path, disk), size) in live.scratches.iter().zip(&ready.disks).zip(&ready.sizes) {
         journal.intend(&Intent::File { path: path.clone() })?;
         scratch::create(path, disk, *size, watch.room())?;
     }
     drop(limit);
     let limit = line.within(ASK_LIMIT, format!("begin the backup of {vm}"));
     let uuid = ready.domain.uuid().to_owned();
-    let room = ready
+    let room = live
         .socket
         .parent()
         .context("a socket lies in a directory")?;
     journal.intend(&Intent::Dir { path: room.into() })?;
     socket::make_room(room, &ready.domain)?;
     journal.intend(&Intent::File {
-        path: ready.socket.clone(),
+        path: live.socket.clone(),
     })?;
     journal.intend(&Intent::Backup {
         uuid: uuid.clone(),
-        socket: ready.socket.clone(),
+        socket: live.socket.clone(),
     })?;
     let others = request::others(ready)?;
     let checkpoint = checkpoint::xml(ready, &others)?;
@@ -74,8 +77,8 @@ pub(super) fn guarded(
             name: checkpoint::name(&ready.job.hello.job),
         })?;
     }
-    let xml = request::xml(ready, &looks, &others)?;
-    let plain = request::xml(ready, &[], &others)?;
+    let xml = request::xml(ready, live, &looks, &others)?;
+    let plain = request::xml(ready, live, &[], &others)?;
     let quiet = instant::Quiet {
         vm,
         job: &ready.job.hello.job,
@@ -118,10 +121,16 @@ pub(super) fn guarded(
         without_bitmaps(&line, ready, &mut looks, &e);
     }
     drop(limit);
-    let read = read_out(session, ready, &backup, &watch, key, starts, looks);
+    let read = read_out(
+        session,
+        ready,
+        &watch,
+        key,
+        plans(ready, live, starts, looks),
+    );
     // Every reader is closed by now, whatever happened: only then may the job end.
     let limit = line.within(CLEAR_LIMIT, format!("end the backup of {vm}"));
-    let ended = end(ready, backup);
+    let ended = end(ready, live, backup);
     drop(limit);
     drop(watch);
     let (metadata, disks) = read?;
@@ -159,15 +168,15 @@ fn without_bitmaps(line: &Line, ready: &Ready<'_>, looks: &mut [Option<Where>], 
 }
 
 /// What the guard must know of the job.
-fn ward(ready: &Ready<'_>) -> Ward {
+fn ward(ready: &Ready<'_>, live: &Live) -> Ward {
     let scratch = Scratch {
         dir: ready.job.policy.scratch_dir.clone(),
-        images: ready.scratches.clone(),
+        images: live.scratches.clone(),
         total: ready.sizes.iter().sum(),
-        beside_images: ready.beside_images,
+        beside_images: live.beside_images,
         granted: None,
     };
-    let socket = ready.socket.clone();
+    let socket = live.socket.clone();
     Ward::new(
         ready.vm,
         ready.domain.uuid(),
@@ -177,40 +186,44 @@ fn ward(ready: &Ready<'_>) -> Ward {
     )
 }
 
-/// Sends the definition and every disk. All readers are closed when this returns.
-fn read_out(
-    session: &mut Session,
-    ready: &Ready<'_>,
-    backup: &BackupJob,
-    watch: &Watch,
-    key: &Key,
+/// How each disk is read.
+fn plans<'a>(
+    ready: &'a Ready<'_>,
+    live: &Live,
     starts: Vec<Start>,
     looks: Vec<Option<Where>>,
-) -> Result<(metadata::Metadata, Vec<crate::manifest::Disk>)> {
-    let vm = ready.vm;
-    let line = session.line().clone();
-    let limit = line.within(ASK_LIMIT, format!("read the definition of {vm}"));
-    let metadata = metadata::take(backup.domain(), ready)?;
-    drop(limit);
-    for (file, content) in &metadata.files {
-        session.small_file(&super::head(vm, file, content.len() as u64), content)?;
-    }
-    let mut disks = Vec::new();
+) -> Vec<Plan<'a>> {
     let what = ready.disks.iter().zip(&ready.images);
-    for (((disk, image), start), look) in what.zip(starts).zip(looks) {
-        let plan = Plan {
+    what.zip(starts)
+        .zip(looks)
+        .map(|(((disk, image), start), look)| Plan {
             disk,
             image,
             start,
             look,
-            socket: ready.socket.clone(),
+            socket: live.socket.clone(),
             export: &disk.target,
-        };
+        })
+        .collect()
+}
+
+/// Sends the definition and every disk. All readers are closed when this returns.
+fn read_out(
+    session: &mut Session,
+    ready: &Ready<'_>,
+    watch: &Watch,
+    key: &Key,
+    plans: Vec<Plan<'_>>,
+) -> Result<(Metadata, Vec<Disk>)> {
+    let metadata = metadata::send(session, ready)?;
+    let mut disks = Vec::new();
+    for plan in plans {
+        let target = &plan.disk.target;
         let sent = stream::disk(session, ready, plan, key, &|reader| watch.guards(reader))
             .and_then(|sent| watch.check().map(|()| sent))
             // Why a reader was closed matters more than that it was.
             .map_err(|e| watch.check().err().unwrap_or(e))
-            .with_context(|| format!("{vm}/{}", disk.target))?;
+            .with_context(|| format!("{}/{target}", ready.vm))?;
         disks.push(sent);
     }
     Ok((metadata, disks))
@@ -218,14 +231,14 @@ fn read_out(
 
 /// Ends libvirt's job, if need be on a connection of its own. A call that hangs is given up after a
 /// while; repair finds the job.
-fn end(ready: &Ready<'_>, backup: BackupJob) -> Result<()> {
+fn end(ready: &Ready<'_>, live: &Live, backup: BackupJob) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(40);
     let (op, name) = ("end the backup of", ready.domain.name());
     let ended = match libvirt::deadline::run(LIMIT, op, name, move || backup.end()) {
         // The daemon was restarted, or this connection hangs.
         Err(e) if matches!(e.kind, Kind::ConnectionLost | Kind::Timeout) => {
             let uuid = ready.domain.uuid().to_owned();
-            let socket = ready.socket.to_string_lossy().into_owned();
+            let socket = live.socket.to_string_lossy().into_owned();
             libvirt::deadline::run_on_new(agent::URI, LIMIT, op, name, move |connect| {
                 connect.by_uuid(&uuid)?.end_backup(Some(&socket))
             })
@@ -237,10 +250,10 @@ fn end(ready: &Ready<'_>, backup: BackupJob) -> Result<()> {
 }
 
 /// Removes scratch images and the socket; goes on after an error and reports the first.
-pub(super) fn remove_files(ready: &Ready<'_>) -> Result<()> {
+pub(super) fn remove_files(live: &Live) -> Result<()> {
     let mut first = Ok(());
-    let room = ready.socket.parent().map(Path::to_path_buf);
-    for path in ready.scratches.iter().chain([&ready.socket]).chain(&room) {
+    let room = live.socket.parent().map(Path::to_path_buf);
+    for path in live.scratches.iter().chain([&live.socket]).chain(&room) {
         let removed = repair::remove(path).map(drop);
         if first.is_ok() {
             first = removed;

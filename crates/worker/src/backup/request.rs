@@ -7,16 +7,21 @@ use libvirt::xml::{BackupDisk, BackupRead, DiskSource, DomainView, backup_xml};
 use super::checkpoint;
 use super::look::Where;
 use super::pass::Look;
-use super::prepare::Ready;
+use super::prepare::{Live, Ready};
 
 /// Name of every dirty bitmap in its export.
 pub(super) const BITMAP: &str = "lab-backup";
 
 /// The XML of the backup job; without `looks` no disk is asked for its bitmap.
-pub(super) fn xml(ready: &Ready<'_>, looks: &[Option<Where>], others: &[String]) -> Result<String> {
+pub(super) fn xml(
+    ready: &Ready<'_>,
+    live: &Live,
+    looks: &[Option<Where>],
+    others: &[String],
+) -> Result<String> {
     let base = checkpoint::name(&ready.job.hello.prev_job);
     let mut disks: Vec<BackupDisk<'_>> = Vec::new();
-    for (at, (disk, scratch)) in ready.disks.iter().zip(&ready.scratches).enumerate() {
+    for (at, (disk, scratch)) in ready.disks.iter().zip(&live.scratches).enumerate() {
         let bitmap = matches!(looks.get(at), Some(Some((Look::Bitmap | Look::Audit, _))));
         let read = BackupRead {
             scratch,
@@ -34,7 +39,7 @@ pub(super) fn xml(ready: &Ready<'_>, looks: &[Option<Where>], others: &[String])
             .iter()
             .map(|target| BackupDisk { target, read: None }),
     );
-    Ok(backup_xml(&ready.socket, &disks)?)
+    Ok(backup_xml(&live.socket, &disks)?)
 }
 
 /// What the domain has besides: it must be named, or libvirt decides about it.
