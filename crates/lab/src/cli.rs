@@ -25,6 +25,8 @@ enum Verb {
     Status(verb::status::Status),
     /// Bring a VM back
     Restore(verb::restore::Restore),
+    /// Prove a backup without restoring it
+    Verify(verb::verify::Verify),
     /// Show what apply would change
     Plan(verb::plan::Plan),
     /// Make this host what lab.toml says
@@ -80,6 +82,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Run(run) => run.run(),
         Verb::Status(status) => status.run(),
         Verb::Restore(restore) => restore.run(),
+        Verb::Verify(verify) => verify.run(),
         Verb::Plan(plan) => plan.run(),
         Verb::Apply(apply) => apply.run(),
         Verb::Images(images) => images.run(),

@@ -117,7 +117,11 @@ fn bar(watched: Watched<'_>) -> ProgressBar {
 
 /// The lines of a job's log that say what went wrong, without their preamble.
 pub(crate) fn causes(console: &Console, id: u32) -> Vec<String> {
-    let log = console.log(id).unwrap_or_default();
+    causes_in(&console.log(id).unwrap_or_default())
+}
+
+/// The same of a log at hand.
+pub(crate) fn causes_in(log: &[String]) -> Vec<String> {
     let mut causes: Vec<String> = Vec::new();
     for line in log.iter().filter_map(|entry| entry.lines().next()) {
         let text = ["Fatal error: ", "Error: ", "Warning: "]

@@ -5,16 +5,18 @@
 //! explicit END; a connection that closes without it is a failure, so that a truncated stream can
 //! never pass for a complete one.
 //!
-//! Three smaller contracts live here too because two programs must read them the same way:
+//! Four smaller contracts live here too because two programs must read them the same way:
 //! [`name`] (which VM keys are legal), [`policy`] (`/etc/lab-backup/vms.toml`, written by
-//! `lab-backup apply`, read by the worker) and [`options`] (restore options inside Bacula's
-//! `where`, written by the CLI or a web form, read by the worker).
+//! `lab-backup apply`, read by the worker), [`options`] (restore options inside Bacula's
+//! `where`, written by the CLI or a web form, read by the worker) and [`proof`] (lines of a job log,
+//! written by the worker, read by the CLI).
 
 pub mod frame;
 pub mod message;
 pub mod name;
 pub mod options;
 pub mod policy;
+pub mod proof;
 
 /// Version of the conversation. Both sides refuse any other.
 pub const VERSION: u32 = 1;

@@ -65,6 +65,13 @@ pub struct Options {
     /// Start the VM when it is back?
     #[serde(default)]
     pub start: bool,
+    /// Read everything and prove it, and write nothing? Then only `disks` may stand beside it.
+    #[serde(skip_serializing_if = "is_false", default)]
+    pub verify: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a `where` asks for.
@@ -76,6 +83,11 @@ pub enum Target {
     Directory(PathBuf),
     /// The VM, with options.
     Rebuild(Options),
+    /// Nothing but the proof.
+    Proof {
+        /// Targets to prove; `None` means all, and the files beside them.
+        disks: Option<Vec<String>>,
+    },
 }
 
 /// Why a `where` is refused.
@@ -97,6 +109,11 @@ pub enum Error {
     /// The options are of another version.
     #[error("the options in where have version {0}, this program knows 1")]
     Version(u32),
+    /// Something is to be written and nothing is.
+    #[error(
+        "the options in where ask for verify, which writes nothing, and for {0}; leave one out"
+    )]
+    VerifyAnd(&'static str),
 }
 
 impl Target {
@@ -109,11 +126,46 @@ impl Target {
             return Ok(Self::Original);
         }
         if let Some(code) = text.strip_prefix('#') {
-            return decode(code).map(Self::Rebuild);
+            return decode(code)?.target();
         }
         clean_absolute(text)
             .map(Self::Directory)
             .ok_or_else(|| Error::NotUnderstood(text.chars().take(120).collect()))
+    }
+}
+
+impl Options {
+    /// What they ask for.
+    fn target(self) -> Result<Target, Error> {
+        if !self.verify {
+            return Ok(Target::Rebuild(self));
+        }
+        // Taken apart, so that an option to come is not forgotten here.
+        let Self {
+            v: _,
+            name,
+            uuid,
+            mac,
+            dir,
+            format,
+            disks,
+            network,
+            start,
+            verify: _,
+        } = self;
+        let others = [
+            ("name", name.is_some()),
+            ("uuid", uuid.is_some()),
+            ("mac", !mac.is_empty()),
+            ("dir", dir.is_some()),
+            ("format", format.is_some()),
+            ("network", network.is_some()),
+            ("start", start),
+        ];
+        match others.into_iter().find(|(_, asked)| *asked) {
+            Some((other, _)) => Err(Error::VerifyAnd(other)),
+            None => Ok(Target::Proof { disks }),
+        }
     }
 }
 
@@ -168,6 +220,50 @@ mod tests {
             Target::parse(&encode(&options)).unwrap(),
             Target::Rebuild(options)
         );
+    }
+
+    #[test]
+    fn verify_stands_alone_or_beside_disks() {
+        let target = |json: &str| Target::parse(&format!("#{}", STANDARD.encode(json)));
+        let text = r#"{"v":1,"verify":true"#;
+        assert_eq!(
+            target(&format!("{text}}}")).unwrap(),
+            Target::Proof { disks: None }
+        );
+        let disks = Some(vec!["vda".to_owned()]);
+        assert_eq!(
+            target(&format!(r#"{text},"disks":["vda"]}}"#)).unwrap(),
+            Target::Proof {
+                disks: disks.clone()
+            }
+        );
+        let options = Options {
+            v: 1,
+            disks: disks.clone(),
+            verify: true,
+            ..Options::default()
+        };
+        assert_eq!(
+            Target::parse(&encode(&options)).unwrap(),
+            Target::Proof { disks }
+        );
+        for (other, value) in [
+            ("name", r#""x""#),
+            ("uuid", r#""x""#),
+            ("mac", r#"{"a":"b"}"#),
+            ("dir", r#""/x""#),
+            ("format", r#""raw""#),
+            ("network", r#""same""#),
+            ("start", "true"),
+        ] {
+            let error = target(&format!(r#"{text},"{other}":{value}}}"#)).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(other) && !error.contains('\n'), "{error}");
+        }
+        assert!(matches!(
+            target(r#"{"v":1,"verify":false}"#).unwrap(),
+            Target::Rebuild(_)
+        ));
     }
 
     #[test]

@@ -1,17 +1,21 @@
 //! One restore: take parts back, prove them, put them in place.
 //!
 //! Images are written under temporary names. Nothing is renamed, and no domain defined, before every
-//! disk's root was recomputed and compared with the manifest.
+//! disk's root was recomputed and compared with the manifest. A restore may also be for that proof
+//! alone: then it is the same one without images.
 
 mod allowed;
 mod back;
 mod check;
 mod compare;
 mod decide;
+mod differences;
 mod image;
 mod machine;
 mod needs;
 mod place;
+mod proof;
+mod sink;
 mod state;
 mod target;
 
@@ -142,11 +146,9 @@ fn part(session: &mut Session, job: &Job, head: &PartHead, taken: &mut Taken) ->
         Some(disk) => {
             let image = match taken.images.entry(disk.to_owned()) {
                 std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::btree_map::Entry::Vacant(new) => {
-                    new.insert(plan.create_image(disk, head)?)
-                }
+                std::collections::btree_map::Entry::Vacant(new) => new.insert(plan.image(disk)?),
             };
-            image.begin_part(head)?;
+            image.begin_part(head).with_context(|| format!("VM {vm}"))?;
             session.go(Go::Write)?;
             taken.bytes += receive(session, |offset, bytes| image.write(offset, bytes))?;
         }
@@ -253,18 +255,4 @@ fn receive(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest::tests::sample;
-
-    #[test]
-    fn only_what_is_known_to_be_little_is_let_through() {
-        let little = sample();
-        assert!(is_short(std::slice::from_ref(&little)));
-        assert!(!is_short(&[]));
-        let mut much = sample();
-        much.disks[0].sent_bytes = u64::MAX;
-        much.files[0].size = u64::MAX;
-        assert!(!is_short(&[little, much]));
-    }
-}
+mod tests;

@@ -52,6 +52,21 @@ pub(super) fn ids(text: &str) -> Option<Vec<u32>> {
     })
 }
 
+/// What became of each `mark` command: did it find a file?
+pub(super) fn marked(text: &str) -> Vec<bool> {
+    let answers = text.lines().filter_map(|line| {
+        let line = line.trim_end();
+        match line.ends_with("No files marked.") {
+            true => Some(false),
+            false => {
+                let some = line.ends_with(" file marked.") || line.ends_with(" files marked.");
+                some.then_some(true)
+            }
+        }
+    });
+    answers.collect()
+}
+
 /// What went wrong, as one short line.
 pub(super) fn complaint(stdout: &str, stderr: &str) -> String {
     let noise = |line: &&str| {
@@ -132,6 +147,13 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_finds_a_file_or_does_not() {
+        let text = "cwd is: /\n$ mark \"vda.raw\"\n$ 1 file marked.\nNo files marked.\n$ 1,234 files marked.\n$ Restore not done.\n";
+        assert_eq!(marked(text), [true, false, true]);
+        assert!(marked("mark \"vda.raw\"\n3 files inserted into the tree.\n").is_empty());
+    }
+
+    #[test]
     fn a_complaint_is_one_printable_line() {
         let text = "Using Catalog \"x\"\nJob \"nosuch\" not found\u{1b}[2J\nSelect Job (1-2): \n";
         assert_eq!(
@@ -155,6 +177,7 @@ mod tests {
             let _ = documents(text);
             let _ = names(text);
             let _ = ids(text);
+            let _ = marked(text);
             let _ = complaint(text, text);
         }
     }

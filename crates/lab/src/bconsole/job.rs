@@ -133,9 +133,16 @@ fn rows<T: for<'d> Deserialize<'d>>(documents: &[Value], key: &str) -> Vec<T> {
 impl Console {
     /// A job of the catalog.
     pub(crate) fn job(&self, id: u32) -> Result<Option<Job>, Error> {
-        let line = Line::new(".jlist").value("jobid", &id.to_string())?;
-        let jobs: Vec<Job> = rows(&self.ask(&[line])?, "data");
-        Ok(jobs.into_iter().find(|job| job.id == id))
+        Ok(self.jobs(&[id])?.pop())
+    }
+
+    /// Those of the jobs that the catalog has, in the same order.
+    pub(crate) fn jobs(&self, ids: &[u32]) -> Result<Vec<Job>, Error> {
+        let line = |id: &u32| Line::new(".jlist").value("jobid", &id.to_string());
+        let lines: Vec<Line> = ids.iter().map(line).collect::<Result<_, _>>()?;
+        let jobs: Vec<Job> = rows(&self.ask(&lines)?, "data");
+        let find = |id: &u32| jobs.iter().find(|job| job.id == *id).cloned();
+        Ok(ids.iter().filter_map(find).collect())
     }
 
     /// The newest backup jobs of each VM, newest first; `good` asks for those that ended well.

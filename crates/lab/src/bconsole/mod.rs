@@ -163,6 +163,22 @@ impl Console {
         })
     }
 
+    /// Which of the `mark` commands at the end of `commands`, which choose files of a restore, find one.
+    /// Nothing is restored.
+    pub(crate) fn marked(&self, commands: &[Line], marks: usize) -> Result<Vec<bool>, Error> {
+        let mut lines: Vec<String> = commands.iter().map(Line::text).collect();
+        lines.push("quit".into());
+        let text = self.talk(&lines)?;
+        let found = answer::marked(&text);
+        if found.len() == marks {
+            return Ok(found);
+        }
+        Err(Error::Answer {
+            command: lines.join("; "),
+            reason: answer::complaint(&text, ""),
+        })
+    }
+
     /// The JobIds that a restore of `job` needs, oldest first.
     pub(crate) fn chain(&self, job: u32) -> Result<Vec<u32>, Error> {
         let command = Line::new(".bvfs_get_jobids").value("jobid", &job.to_string())?;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use relay::options::{self, Options};
+
 use super::bacula::{Block, Value, days, file, word};
 use super::{DIRECTOR_DIR, root_file};
 use crate::desired::File;
@@ -238,7 +240,12 @@ fn restore_blocks(model: &Model) -> Vec<Block> {
     let include = Block::new("Include")
         .with(Block::new("Options").set("Signature", word("Xxh3_128")))
         .set("File", "/etc/lab-backup/vms.toml");
-    let job = |name: &str| {
+    let proof = options::encode(&Options {
+        v: 1,
+        verify: true,
+        ..Options::default()
+    });
+    let job = |name: &str, place: &str| {
         Block::new("Job")
             .set("Name", name)
             .set("Type", word("Restore"))
@@ -247,7 +254,7 @@ fn restore_blocks(model: &Model) -> Vec<Block> {
             .set("Storage", STORAGE)
             .set("Pool", "tier0-full")
             .set("Messages", MESSAGES)
-            .set("Where", "/")
+            .set("Where", place)
             .set("Replace", word("Always"))
             .set("Maximum Concurrent Jobs", 10)
     };
@@ -257,8 +264,10 @@ fn restore_blocks(model: &Model) -> Vec<Block> {
         Block::new("FileSet")
             .set("Name", "lab-backup-restore")
             .with(include),
-        job("lab-backup-restore"),
-        job("lab-backup-restore-replace"),
+        job("lab-backup-restore", "/"),
+        job("lab-backup-restore-replace", "/"),
+        // Whoever starts it by hand need not know what stands in its `where`.
+        job("lab-backup-verify", &proof),
     ]
 }
 
@@ -328,7 +337,7 @@ fn consoles(model: &Model) -> Vec<Block> {
     };
     // An engineer restores beside what exists; replacing a machine is the operators' job.
     let mut engineer = keys;
-    engineer.push("lab-backup-restore".into());
+    engineer.extend(["lab-backup-restore", "lab-backup-verify"].map(String::from));
     vec![
         console("engineer", words(&[LOOK, ACT]), engineer, all()),
         console("operator", words(&[LOOK, ACT, OPERATE]), all(), all()),

@@ -4,9 +4,11 @@ pub(crate) mod apply;
 pub(crate) mod images;
 pub(crate) mod manual;
 pub(crate) mod plan;
+mod point;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;
 
 use std::path::Path;
 

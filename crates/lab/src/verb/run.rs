@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::Vms;
+use super::{Vms, verify};
 use crate::bconsole::{Console, Job, Line, level_word};
 use crate::cli::DirectorArgs;
 use crate::exit::Exit;
@@ -108,6 +108,7 @@ pub(super) fn report(console: &Console, label: &str, job: &Job) -> Exit {
         format!(" in {}", show::seconds(end.as_second() - start.as_second()))
     });
     let what = match job.kind.as_str() {
+        "R" if job.name == verify::JOB => "verify",
         "R" => "restore",
         _ => level_word(&job.level),
     };

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::journal::{Intent, Journal};
+use crate::manifest::{Disk, Manifest};
 use crate::paths;
 
 /// Mode of directories that only we need.
@@ -103,16 +104,35 @@ pub(super) fn refuse_file(path: &Path) -> Result<()> {
     }
 }
 
+/// Most bytes that a disk holds while its chain is written: what it held in each of the jobs since it
+/// started, as far as the newest one's size reaches. Zeros that a later part brings take nothing back.
+pub(super) fn most_bytes(disk: &Disk, manifests: &[Manifest]) -> u64 {
+    let mut states: Vec<(u32, &Disk)> = manifests
+        .iter()
+        .filter_map(|manifest| Some((manifest.job_id, manifest.disk(&disk.target)?)))
+        .collect();
+    states.sort_by_key(|(job_id, _)| std::cmp::Reverse(*job_id));
+    let mut most = disk.nonzero_bytes;
+    for (_, state) in states {
+        most = most.max(state.nonzero_bytes);
+        if state.delta_seq == 0 {
+            break;
+        }
+    }
+    most.min(disk.size)
+}
+
 /// Is there room for `bytes` more?
 pub(super) fn room(dir: &Path, bytes: u64) -> Result<()> {
     let fs = rustix::fs::statvfs(dir)?;
     let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+    let needed = bytes.saturating_add(MARGIN);
     ensure!(
-        free >= bytes.saturating_add(MARGIN),
+        free >= needed,
         "{} has {} MiB free, the restore needs {}; make room or choose another directory",
         dir.display(),
         free >> 20,
-        (bytes + MARGIN) >> 20
+        needed >> 20
     );
     Ok(())
 }
@@ -120,7 +140,41 @@ pub(super) fn room(dir: &Path, bytes: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::tests::sample;
     use crate::repair;
+
+    #[test]
+    fn room_is_needed_for_what_a_chain_holds_on_its_way() {
+        let manifest = |job_id: u32, delta_seq: u32, nonzero_bytes: u64| {
+            let mut manifest = sample();
+            manifest.job_id = job_id;
+            manifest.disks[0] = Disk {
+                size: 500,
+                delta_seq,
+                nonzero_bytes,
+                ..manifest.disks[0].clone()
+            };
+            manifest
+        };
+        let most = |manifests: &[Manifest]| {
+            let newest = manifests.iter().max_by_key(|m| m.job_id).unwrap();
+            most_bytes(&newest.disks[0], manifests)
+        };
+        assert_eq!(most(&[manifest(7, 0, 100)]), 100);
+        // The disk has grown, or lost content that must be written first.
+        assert_eq!(most(&[manifest(7, 0, 100), manifest(9, 1, 300)]), 300);
+        assert_eq!(most(&[manifest(9, 1, 100), manifest(7, 0, 300)]), 300);
+        // What was before it started over does not come.
+        assert_eq!(
+            most(&[
+                manifest(7, 0, 400),
+                manifest(8, 0, 100),
+                manifest(9, 1, 200)
+            ]),
+            200
+        );
+        assert_eq!(most(&[manifest(7, 0, 900), manifest(9, 1, 100)]), 500);
+    }
 
     #[test]
     fn directories_outside_the_policy_are_refused_links_included() {

@@ -13,6 +13,8 @@ use crate::session::Line;
 pub(super) const MAX_SMALL: u64 = 2 * MAX_BOOT + MAX_NVRAM + MAX_OTHER;
 /// Most small files that one restore may bring.
 pub(super) const MAX_FILES: usize = 64;
+/// Small files by name.
+pub(super) type Small<'a> = BTreeMap<&'a str, &'a [u8]>;
 /// Most bytes of a small file that is neither NVRAM nor booted.
 const MAX_OTHER: u64 = 16 << 20;
 
@@ -32,7 +34,7 @@ pub(super) fn prove<'a>(
     vm: &str,
     manifest: Option<&Manifest>,
     files: &'a BTreeMap<String, Vec<u8>>,
-) -> Result<BTreeMap<&'a str, &'a [u8]>> {
+) -> Result<Small<'a>> {
     let all = files
         .iter()
         .map(|(name, content)| (name.as_str(), content.as_slice()));
@@ -46,7 +48,15 @@ pub(super) fn prove<'a>(
     };
     let mut proven = BTreeMap::new();
     for (name, content) in all {
-        if name != "manifest.json" {
+        if name == "manifest.json" {
+            // The one in hand came from the catalog. Whoever has only the volumes has this one.
+            ensure!(
+                Manifest::parse(content).is_ok_and(|found| found == *manifest),
+                "{vm}/{name}: the restored file is not what was backed up: it is not the manifest that \
+                 the catalog has of job {}; nothing was put in place",
+                manifest.job
+            );
+        } else {
             let Some(record) = manifest.file(name) else {
                 line.warn(format!(
                     "{vm}/{name}: left out: the newest job of this restore has no such file"
@@ -88,12 +98,17 @@ mod tests {
             let proven = prove(session.line(), "web01", Some(&manifest), &files)?;
             Ok(proven.into_keys().map(str::to_owned).collect())
         };
+        let text = String::from_utf8(manifest.to_json()).unwrap();
         let good = [
             ("domain.xml", "abc"),
-            ("manifest.json", "any"),
+            ("manifest.json", text.as_str()),
             ("tpm/old", "x"),
         ];
         assert_eq!(prove(&good).unwrap(), ["domain.xml", "manifest.json"]);
+        for bad in ["", "{}", &text.replace("web 01", "web 02")] {
+            let error = prove(&[("manifest.json", bad)]).unwrap_err().to_string();
+            assert!(error.contains("manifest.json"), "{error}");
+        }
         for bad in ["abd", "ab", "abcd", ""] {
             let error = prove(&[("domain.xml", bad)]).unwrap_err().to_string();
             assert!(

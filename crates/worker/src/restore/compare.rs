@@ -273,8 +273,8 @@ mod tests {
 
     use libvirt::Connect;
 
-    use super::super::image::Kind;
     use super::super::machine;
+    use super::super::sink::Kind;
     use super::super::state::NvramFile;
     use super::*;
     use crate::session::Session;

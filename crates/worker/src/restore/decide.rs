@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use libvirt::Connect;
 use relay::options::{Format, Network, Options};
 
-use super::allowed::{OURS, PASSED, allowed, refuse_file, room};
-use super::image::Kind;
+use super::allowed::{OURS, PASSED, allowed, most_bytes, refuse_file, room};
+use super::sink::Kind;
 use super::state::{Identity, State};
 use super::target::{Goal, Machine};
 use crate::journal::Journal;
@@ -30,23 +30,30 @@ const SMALL: [&str; 7] = [
     "manifest.json",
 ];
 
+/// What is known of a backup before its data comes.
+pub(super) struct Manifests<'a> {
+    /// The one of the newest job: the state that comes back.
+    pub(super) newest: Option<&'a Manifest>,
+    /// Those of all jobs.
+    pub(super) all: &'a [Manifest],
+}
+
 /// Plain files in a directory.
 pub(super) fn files(
     job: &Job,
     dir: &Path,
     vm: &str,
-    manifest: Option<&Manifest>,
+    manifests: &Manifests<'_>,
     journal: &mut Journal,
 ) -> Result<Goal> {
     let dir = allowed(&dir.join(vm), &job.policy.restore_dirs, OURS, journal)?;
-    if let Some(manifest) = manifest {
+    if let Some(manifest) = manifests.newest {
         for disk in &manifest.disks {
             refuse_file(&dir.join(format!("{}.raw", disk.target)))?;
         }
-        room(
-            &dir,
-            manifest.disks.iter().map(|disk| disk.nonzero_bytes).sum(),
-        )?;
+        let disks = manifest.disks.iter();
+        let bytes = disks.map(|disk| most_bytes(disk, manifests.all));
+        room(&dir, bytes.fold(0, u64::saturating_add))?;
     }
     for file in SMALL {
         refuse_file(&dir.join(file))?;
@@ -54,15 +61,35 @@ pub(super) fn files(
     Ok(Goal::Files { dir })
 }
 
+/// Nothing but the proof. Neither libvirt nor the VM is needed.
+pub(super) fn proof(disks: Option<&[String]>, vm: &str, manifests: &Manifests<'_>) -> Result<Goal> {
+    ensure!(
+        disks.is_none_or(|disks| !disks.is_empty()),
+        "no disk of {vm} is named to be proven; name one, or leave disks out for all"
+    );
+    if let (Some(disks), Some(manifest)) = (disks, manifests.newest) {
+        let known: Vec<&str> = manifest.disks.iter().map(|d| d.target.as_str()).collect();
+        if let Some(unknown) = disks.iter().find(|disk| !known.contains(&disk.as_str())) {
+            bail!(
+                "disk {unknown} is not in the backup of {vm}, which has {}",
+                known.join(", ")
+            );
+        }
+    }
+    Ok(Goal::Proof {
+        disks: disks.map(<[String]>::to_vec),
+    })
+}
+
 /// A VM. All that is made for it is directories that were not there.
 pub(super) fn machine(
     line: &Line,
     job: &Job,
     options: &Options,
-    manifest: Option<&Manifest>,
+    manifests: &Manifests<'_>,
     journal: &mut Journal,
 ) -> Result<Goal> {
-    let Some(manifest) = manifest else {
+    let Some(manifest) = manifests.newest else {
         bail!(
             "no manifest came with the restore, so the VM cannot be rebuilt; select the whole job, \
              or restore plain files into a directory"
@@ -96,7 +123,7 @@ pub(super) fn machine(
     let images = images(
         job,
         options,
-        manifest,
+        (manifest, manifests.all),
         renamed.then_some(name.as_str()),
         journal,
     )?;
@@ -139,7 +166,7 @@ pub(super) fn machine(
 fn images(
     job: &Job,
     options: &Options,
-    manifest: &Manifest,
+    (manifest, all): (&Manifest, &[Manifest]),
     new: Option<&str>,
     journal: &mut Journal,
 ) -> Result<BTreeMap<String, (PathBuf, Kind)>> {
@@ -153,7 +180,8 @@ fn images(
         let (path, kind) = image_path(disk, options, manifest, new)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
         let dir = allowed(parent, &job.policy.restore_dirs, PASSED, journal)?;
-        *needs.entry(dir.clone()).or_default() += disk.nonzero_bytes;
+        let need = needs.entry(dir.clone()).or_default();
+        *need = need.saturating_add(most_bytes(disk, all));
         let path = dir.join(path.file_name().context("an image has no name")?);
         refuse_file(&path)?;
         images.insert(disk.target.clone(), (path, kind));

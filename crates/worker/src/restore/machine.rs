@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use libvirt::xml::{DomainView, Edits};
 
-use super::image::Kind;
 use super::target::Machine;
 use crate::session::Line;
 
@@ -21,11 +20,7 @@ pub(super) fn definition(line: &Line, vm: &str, machine: &Machine, xml: &str) ->
             view.disk(target).is_some(),
             "the stored domain.xml has no disk {target}"
         );
-        let format = match kind {
-            Kind::Raw => "raw",
-            Kind::Qcow2 => "qcow2",
-        };
-        edits.set_disk_file(target, path, format)?;
+        edits.set_disk_file(target, path, kind.format())?;
         edits.strip_backing_store(target)?;
     }
     if let Some(nvram) = &machine.nvram {

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use blockmap::Root;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::allowed::OURS;
 use super::back::Back;
+use super::check::Small;
 use super::image::Image;
 use super::target::{Goal, Machine, Plan};
-use super::{check, compare, machine};
+use super::{compare, machine, proof};
 use crate::journal::{Intent, Journal};
 use crate::owner::Ids;
 use crate::paths;
@@ -32,14 +32,14 @@ pub(super) fn finish(
     files: &BTreeMap<String, Vec<u8>>,
 ) -> Result<()> {
     let vm = plan.vm().to_owned();
-    let mut moves: Vec<(PathBuf, PathBuf)> = Vec::new();
-    for (target, image) in std::mem::take(images) {
-        let written = image.finish().with_context(|| format!("{vm}/{target}"))?;
-        prove(line, plan, &vm, &target, written.part, written.root)?;
-        moves.push((written.temp, written.path));
-    }
-    let small = check::prove(line, &vm, plan.newest_manifest(), files)?;
+    let compared = proof::compare(line, plan, images, files)?;
+    let mut moves = compared.moves();
+    let small = &compared.small;
     let wanted = match &plan.goal {
+        Goal::Proof { disks } => {
+            still_wanted(line, &vm)?;
+            return compared.conclude(line, plan, disks.as_deref());
+        }
         Goal::Files { dir } => {
             if small.keys().any(|name| name.contains('/')) {
                 make_dir(&mut plan.journal, &dir.join(paths::TPM))?;
@@ -58,7 +58,7 @@ pub(super) fn finish(
                     "the restore did not bring disk {target} of VM {vm}; nothing was put in place"
                 );
             }
-            state_of(&vm, machine, &small)?
+            state_of(&vm, machine, small)?
         }
     };
     for put in wanted {
@@ -68,11 +68,11 @@ pub(super) fn finish(
         moves.push((temp, put.path));
     }
     let definition = match &plan.goal {
-        Goal::Files { .. } => None,
         Goal::Machine(machine) => {
-            let base = base(line, &vm, &small)?;
+            let base = base(line, &vm, small)?;
             Some((base, machine::definition(line, &vm, machine, base)?))
         }
+        _ => None,
     };
     // Proving takes a while; a restore that was cancelled meanwhile puts nothing in place.
     still_wanted(line, &vm)?;
@@ -107,7 +107,7 @@ pub(super) fn finish(
             still_wanted(line, &vm)?;
             Ok(plan.journal.intend(&Intent::Keep)?)
         }
-        (Goal::Machine(_), None) => bail!("no definition for VM {vm}"),
+        _ => bail!("no definition for VM {vm}"),
     }
 }
 
@@ -128,8 +128,6 @@ impl<'a> Put<'a> {
         }
     }
 }
-
-type Small<'a> = BTreeMap<&'a str, &'a [u8]>;
 
 /// The state of a VM beside its disks.
 fn state_of<'a>(vm: &str, machine: &Machine, small: &Small<'a>) -> Result<Vec<Put<'a>>> {
@@ -181,42 +179,6 @@ fn still_wanted(line: &Line, vm: &str) -> Result<()> {
         !line.is_gone(),
         "the plugin left before the restore of {vm} was done; nothing was put in place"
     );
-    Ok(())
-}
-
-/// Compares the root of what was written with the one that the job recorded.
-fn prove(line: &Line, plan: &Plan, vm: &str, target: &str, part: u64, found: Root) -> Result<()> {
-    let Some(record) = plan.record_of(target, part) else {
-        if matches!(plan.goal, Goal::Machine(_)) {
-            bail!(
-                "{vm}/{target}: no manifest of the job that wrote this part; it cannot be proven"
-            );
-        }
-        ensure!(
-            plan.newest(target).is_none(),
-            "{vm}/{target}: the manifest that came names another part of this disk; it cannot be proven"
-        );
-        line.warn(format!(
-            "{vm}/{target}: unverified: no manifest came with it"
-        ));
-        return Ok(());
-    };
-    // A chain whose last part did not come is another instant than the rest of the machine.
-    if let Some(newest) = plan.newest(target) {
-        ensure!(
-            newest.part == part,
-            "{vm}/{target}: the newest part that the manifests name did not come with this restore"
-        );
-    }
-    let recorded: Root = record
-        .root
-        .parse()
-        .context("the manifest's root is damaged")?;
-    ensure!(
-        found == recorded,
-        "{vm}/{target}: the restored image is not what was backed up: root {found}, recorded {recorded}"
-    );
-    line.info(format!("{vm}/{target}: proven, root {found}"));
     Ok(())
 }
 

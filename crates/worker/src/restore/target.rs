@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use blockmap::Key;
 use libvirt::Connect;
-use relay::message::PartHead;
 use relay::options::{Options, Target};
 
-use super::decide;
-use super::image::{Image, Kind};
+use super::decide::{self, Manifests};
+use super::image::Image;
+use super::sink::{Kind, Output, Place};
 use super::state::{BootFile, NvramFile, TpmState};
 use crate::journal::{Intent, Journal};
 use crate::lock::{self, Locked};
@@ -26,8 +26,12 @@ use crate::session::Line;
 
 /// Job that never replaces anything.
 const REPLACE_JOB: &str = "lab-backup-restore-replace.";
-/// Lock of restores of a VM: never a VM's own key, which cannot begin like this.
-const LOCK_PREFIX: &str = "lab-backup-restore.";
+/// Job that never writes anything.
+const VERIFY_JOB: &str = "lab-backup-verify.";
+/// Locks of restores and of proofs of a VM, which do not wait for each other: never a VM's own key,
+/// which cannot begin like this.
+const RESTORE_LOCK: &str = "lab-backup-restore.";
+const PROOF_LOCK: &str = "lab-backup-verify.";
 
 /// Everything decided.
 pub(super) struct Plan {
@@ -52,6 +56,11 @@ pub(super) enum Goal {
     },
     /// A defined domain.
     Machine(Box<Machine>),
+    /// Nothing: only the proof is wanted.
+    Proof {
+        /// Targets to prove; `None` means all, and the files beside them.
+        disks: Option<Vec<String>>,
+    },
 }
 
 /// A domain to be.
@@ -93,13 +102,16 @@ impl Plan {
         match &self.goal {
             Goal::Files { .. } => true,
             Goal::Machine(machine) => machine.images.contains_key(target),
+            Goal::Proof { disks } => disks
+                .as_ref()
+                .is_none_or(|disks| disks.iter().any(|disk| disk == target)),
         }
     }
 
     /// Is this file besides the disks wanted? A kernel that is on this host need not come.
     pub(super) fn wants_file(&self, name: &str) -> bool {
         match &self.goal {
-            Goal::Files { .. } => true,
+            Goal::Files { .. } | Goal::Proof { .. } => true,
             Goal::Machine(machine) => machine
                 .boot
                 .iter()
@@ -112,21 +124,32 @@ impl Plan {
         self.manifests.iter().max_by_key(|manifest| manifest.job_id)
     }
 
-    /// Opens the image of a disk for its first part.
-    pub(super) fn create_image(&mut self, target: &str, head: &PartHead) -> Result<Image> {
-        let (path, kind) = match &self.goal {
-            Goal::Files { dir } => (dir.join(format!("{target}.raw")), Kind::Raw),
-            Goal::Machine(machine) => machine
-                .images
-                .get(target)
-                .cloned()
-                .with_context(|| format!("disk {target} is not in the plan"))?,
+    /// Where the bytes of a disk go.
+    pub(super) fn image(&mut self, target: &str) -> Result<Image> {
+        let image = match &self.goal {
+            Goal::Files { dir } => Some((dir.join(format!("{target}.raw")), Kind::Raw)),
+            Goal::Machine(machine) => {
+                let image = machine.images.get(target).cloned();
+                Some(image.with_context(|| format!("disk {target} is not in the plan"))?)
+            }
+            Goal::Proof { .. } => None,
         };
-        let temp = self.temp(&path)?;
+        let output = match image {
+            Some((path, kind)) => {
+                let temp = self.temp(&path)?;
+                self.journal.intend(&Intent::File { path: temp.clone() })?;
+                let run = self.places.run.clone();
+                Output::Image(Place {
+                    temp,
+                    path,
+                    kind,
+                    run,
+                })
+            }
+            None => Output::Nothing,
+        };
         let map = self.maps.join(format!("{}-{target}.map", self.temp_tag));
-        self.journal.intend(&Intent::File { path: temp.clone() })?;
-        Image::create(target, head.size, temp, path, kind, &map, &self.key)
-            .with_context(|| format!("cannot write disk {target} of VM {}", self.vm))
+        Ok(Image::new(target, output, map, &self.key))
     }
 
     /// The name under which a file is written until it is proven.
@@ -145,6 +168,16 @@ impl Plan {
         }
         undo(line, &self.places, &self.vm, &self.journal);
         Ok(())
+    }
+
+    /// The key of all fingerprints.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Where the maps of the VM's backups are.
+    pub(super) fn maps_of_jobs(&self) -> PathBuf {
+        self.places.maps(&self.vm)
     }
 
     /// What the newest job of this restore says of a disk.
@@ -173,7 +206,13 @@ pub(super) fn plan(
         !job.hello.job.starts_with(REPLACE_JOB),
         "replacing a VM is not supported yet; restore it under a new name, or undefine it first"
     );
-    let lock_name = format!("{LOCK_PREFIX}{vm}");
+    let prove = matches!(target, Target::Proof { .. });
+    ensure!(
+        prove || !job.hello.job.starts_with(VERIFY_JOB),
+        "the job lab-backup-verify writes nothing; leave its where as it is, or take lab-backup-restore"
+    );
+    let prefix = if prove { PROOF_LOCK } else { RESTORE_LOCK };
+    let lock_name = format!("{prefix}{vm}");
     let places = &job.places;
     let lock = lock::take(
         &places.lock(&lock_name),
@@ -201,12 +240,14 @@ pub(super) fn plan(
             .context("the manifest's key is damaged")?,
         None => Key::random()?,
     };
-    let manifests = manifests
-        .iter()
-        .filter(|m| manifest.as_ref().is_some_and(|n| n.key == m.key))
-        .cloned();
+    let same_key = |m: &&Manifest| manifest.as_ref().is_some_and(|n| n.key == m.key);
+    let manifests: Vec<Manifest> = manifests.iter().filter(same_key).cloned().collect();
+    let known = Manifests {
+        newest: manifest.as_ref(),
+        all: &manifests,
+    };
     let mut journal = Journal::begin(&places.journal(), &lock_name, &job.hello.job, "")?;
-    let goal = match goal(line, job, target, vm, manifest.as_ref(), &mut journal) {
+    let goal = match goal(line, job, target, vm, &known, &mut journal) {
         Ok(goal) => goal,
         Err(e) => {
             undo(line, places, vm, &journal);
@@ -217,7 +258,7 @@ pub(super) fn plan(
     std::fs::create_dir_all(&maps)?;
     Ok(Plan {
         vm: vm.into(),
-        manifests: manifests.collect(),
+        manifests,
         key,
         temp_tag: job.hello.job.clone(),
         goal,
@@ -234,7 +275,7 @@ fn goal(
     job: &Job,
     target: &Target,
     vm: &str,
-    manifest: Option<&Manifest>,
+    manifests: &Manifests<'_>,
     journal: &mut Journal,
 ) -> Result<Goal> {
     let plain = Options {
@@ -242,9 +283,10 @@ fn goal(
         ..Options::default()
     };
     match target {
-        Target::Directory(dir) => decide::files(job, dir, vm, manifest, journal),
-        Target::Original => decide::machine(line, job, &plain, manifest, journal),
-        Target::Rebuild(options) => decide::machine(line, job, options, manifest, journal),
+        Target::Directory(dir) => decide::files(job, dir, vm, manifests, journal),
+        Target::Original => decide::machine(line, job, &plain, manifests, journal),
+        Target::Rebuild(options) => decide::machine(line, job, options, manifests, journal),
+        Target::Proof { disks } => decide::proof(disks.as_deref(), vm, manifests),
     }
 }
 
