@@ -152,7 +152,7 @@ pub struct Reading<'a> {
     /// Where its map goes.
     pub path: &'a Path,
     /// Does anybody still wait for it?
-    pub wanted: &'a dyn Fn() -> bool,
+    pub wanted: &'a (dyn Fn() -> bool + Sync),
     /// Most bytes a second that are asked for; none reads as fast as it goes.
     pub limit: Option<u64>,
 }
