@@ -8,6 +8,7 @@ mod chain;
 pub(crate) mod checkpoint;
 mod choose;
 mod cold;
+mod export;
 mod image;
 mod instant;
 mod look;
@@ -37,10 +38,11 @@ use crate::session::Session;
 use crate::{keys, lock, paths, repair};
 pub(crate) use boot::MAX_BOOT;
 pub use chain::{Asked, Record, Start, map_path, prune};
+pub use export::Export;
 pub use look::{Where, where_to_look};
 pub(crate) use metadata::MAX_NVRAM;
 use metadata::Metadata;
-pub use pass::{Export, Look, Reading, Report, Step};
+pub use pass::{Look, Reading, Report, Step};
 use prepare::{Method, Ready, prepare};
 
 /// How long a job waits for another one of the same VM.

@@ -9,10 +9,11 @@ use relay::message::FileHead;
 
 use super::chain::{Start, map_path};
 use super::choose::Chosen;
+use super::export::Export;
 use super::image::Image;
 use super::look::{Where, identity};
 use super::part::{self, Part, Records};
-use super::pass::{Export, Look, Reading};
+use super::pass::{Look, Reading};
 use super::prepare::Ready;
 use super::request::BITMAP;
 use crate::manifest::{Basis, Disk};
@@ -95,6 +96,9 @@ pub(super) fn disk(
     let how = match (&over, &plan.look) {
         (Some(Some(why)), _) => format!(" (starts over: {why})"),
         (Some(None), _) => String::new(),
+        (None, _) if report.doubted => {
+            " (read whole: its bitmap calls clean what changed, as after a disk shrank and grew back)".into()
+        }
         (None, Some((_, Some(why)))) => format!(" (read whole: {why})"),
         (None, _) => " (bitmap)".into(),
     };
