@@ -44,6 +44,13 @@ impl Header {
     pub fn over(self) -> Self {
         Self {
             delta_seq: 0,
+            ..self.whole()
+        }
+    }
+
+    /// The header of a disk of which this job reads the whole.
+    pub fn whole(self) -> Self {
+        Self {
             trusting: 0,
             full_read: self.job.clone(),
             ..self

@@ -125,6 +125,21 @@ impl Map {
         Ok(None)
     }
 
+    /// The last nonzero block before block `end`. Zero stretches of any length are stepped over at once.
+    pub fn last_nonzero(&mut self, end: u64) -> Result<Option<u64>, Error> {
+        let mut end = end;
+        while let Some(index) = self.tree.last_page(end.div_ceil(PER_PAGE))? {
+            let first = index * PER_PAGE;
+            let blocks = (first..end).zip(self.tree.page(0, index)?.as_chunks::<8>().0);
+            let nonzero = blocks.filter(|(_, fingerprint)| **fingerprint != [0; 8]);
+            if let Some((block, _)) = nonzero.last() {
+                return Ok(Some(block));
+            }
+            end = first;
+        }
+        Ok(None)
+    }
+
     /// The next range of blocks at or after `from` in which two maps differ; a range ends at the latest
     /// after 512 blocks. The cost of all of them follows the difference. Both maps must be of one key.
     pub fn next_difference(

@@ -326,6 +326,27 @@ impl Tree {
         Ok(None)
     }
 
+    /// The last page of fingerprints before `end` that is not all zero. Flush first.
+    pub(crate) fn last_page(&mut self, end: u64) -> Result<Option<u64>, Error> {
+        self.last_below(TOP, 0, end)
+    }
+
+    fn last_below(&mut self, level: usize, index: u64, end: u64) -> Result<Option<u64>, Error> {
+        if level == 0 {
+            return Ok(Some(index));
+        }
+        let pages = FAN.pow(level as u32 - 1);
+        let until = end.div_ceil(pages).min((index + 1) * FAN);
+        for child in (index * FAN..until).rev() {
+            if self.digest_of(level - 1, child)? != ZERO
+                && let Some(page) = self.last_below(level - 1, child, end)?
+            {
+                return Ok(Some(page));
+            }
+        }
+        Ok(None)
+    }
+
     /// The next range of blocks at or after `from` in which two flushed trees of one key differ; it ends
     /// at the latest with its page.
     ///

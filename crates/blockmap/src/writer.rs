@@ -255,12 +255,6 @@ impl MapWriter {
         self.tree.next_difference(&mut other.tree, from)
     }
 
-    /// Notes that the disk's part starts over instead of sitting on another one: its job reads the
-    /// whole disk.
-    pub fn start_over(&mut self) {
-        self.header = self.header.clone().over();
-    }
-
     /// Makes the map durable under its name, replacing what was there, and returns its root.
     ///
     /// When this returns, file and name survive a power loss. An error after the rename (from the

@@ -136,6 +136,13 @@ fn check(map: &mut Map, disk: &Disk, root: Root, dir: &Path) {
         .map(|(i, _)| i)
         .collect();
     assert_eq!(nonzero, due);
+    let (mut backwards, mut end) = (Vec::new(), all.len() as u64);
+    while let Some(block) = map.last_nonzero(end).unwrap() {
+        backwards.push(block);
+        end = block;
+    }
+    backwards.reverse();
+    assert_eq!(backwards, due);
     assert_eq!(disk.naive_root(dir), root);
     let image = disk.image(&dir.join("image"));
     for threads in [1, 3] {

@@ -103,8 +103,8 @@ impl Client {
     ///
     /// # Errors
     /// The first failure ends the read; everything before its offset has been given to the sink.
-    /// If the server failed one request or the plan failed, what was under way is drained and the
-    /// client can be used again; after an error of the sink it cannot.
+    /// If the server failed one request, or the plan or the sink failed, what was under way is drained
+    /// and the client can be used again.
     pub fn read<E, I, S>(
         &mut self,
         extents: I,
@@ -140,8 +140,9 @@ impl Client {
                 match done {
                     Ok(piece) => {
                         if let Err(error) = sink(piece) {
-                            // Replies may still be under way that nobody will read.
-                            window.client.conn.poison();
+                            // Whoever wants no more of this may want something else. If this fails,
+                            // so will the next request.
+                            let _ = window.drain();
                             return Err(error);
                         }
                     }

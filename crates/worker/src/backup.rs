@@ -8,10 +8,12 @@ mod chain;
 pub(crate) mod checkpoint;
 mod choose;
 mod cold;
+mod export;
 mod image;
 mod instant;
 mod look;
 mod metadata;
+pub mod part;
 mod pass;
 mod prepare;
 mod pull;
@@ -35,10 +37,12 @@ use crate::serve::Job;
 use crate::session::Session;
 use crate::{keys, lock, paths, repair};
 pub(crate) use boot::MAX_BOOT;
-use chain::Record;
+pub use chain::{Asked, Record, Start, map_path, prune};
+pub use export::Export;
+pub use look::{Where, where_to_look};
 pub(crate) use metadata::MAX_NVRAM;
 use metadata::Metadata;
-pub use pass::{Export, Look, Reading, Report, Step};
+pub use pass::{Look, Reading, Report, Step};
 use prepare::{Method, Ready, prepare};
 
 /// How long a job waits for another one of the same VM.

@@ -8,7 +8,7 @@ use nbd::Span;
 use nbd::extent::DIRTY;
 
 use super::candidates;
-use super::pass::Dirty;
+use super::export::Dirty;
 
 /// Most ranges that are named.
 const NAMED: usize = 16;

@@ -11,8 +11,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use blockmap::{Key, Map};
-use relay::message::Level;
+use blockmap::{Header, Key, Map};
+use relay::message::{Known, Level};
 use serde::{Deserialize, Serialize};
 
 use super::check_job_name;
@@ -27,11 +27,22 @@ const VERSION: u32 = 1;
 const RECORD: &str = ".json";
 
 /// How a disk begins in this job.
-pub(super) enum Start {
+#[derive(Debug)]
+pub enum Start {
     /// All of it is sent; why, unless that is what the job is for.
     Over(Option<String>),
     /// Only what differs from this map.
     Delta(Box<Map>),
+}
+
+impl Start {
+    /// What the map of the base is of.
+    pub fn base(&self) -> Option<&Header> {
+        match self {
+            Start::Over(_) => None,
+            Start::Delta(map) => Some(map.header()),
+        }
+    }
 }
 
 /// How each disk begins.
@@ -39,70 +50,98 @@ pub(super) enum Start {
 /// # Errors
 /// The plugin is gone.
 pub(super) fn starts(session: &mut Session, ready: &Ready<'_>, key: &Key) -> Result<Vec<Start>> {
+    let hello = &ready.job.hello;
+    let asked = Asked {
+        level: hello.level.unwrap_or(Level::Incremental),
+        base: &hello.prev_job,
+        accurate: hello.accurate,
+        maps: &ready.maps,
+        key,
+    };
     let disks = ready.disks.iter().zip(&ready.sizes);
     disks
         .map(|(disk, size)| {
             let path = paths::catalog(ready.vm, &disk.file());
-            start(session, ready, key, &disk.target, &path, *size)
+            asked.start(&disk.target, *size, || Ok(session.ask(path)?))
         })
         .collect()
 }
 
-fn start(
-    session: &mut Session,
-    ready: &Ready<'_>,
-    key: &Key,
-    target: &str,
-    path: &str,
-    size: u64,
-) -> Result<Start> {
-    let hello = &ready.job.hello;
-    let over = |why: String| Ok(Start::Over(Some(why)));
-    if hello.level == Some(Level::Full) {
-        return Ok(Start::Over(None));
-    }
-    let base = hello.prev_job.as_str();
-    if base.is_empty() {
-        return over("the Director names no job to build on".into());
-    }
-    if !hello.accurate {
-        return over("the Director does not say what it has: the job needs Accurate = yes".into());
-    }
-    check_job_name(base)?;
-    let opened = Map::open(&map_path(&ready.maps, base, target), key);
-    let map = match opened.and_then(|map| map.of_job(base)) {
-        Ok(map) => map,
-        Err(e) if e.kind() == blockmap::Kind::Missing => {
-            return over(format!("there is no map of it of job {base} here"));
+/// What the Director wants of a job, and where the maps of its bases lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The level that it runs at.
+    pub level: Level,
+    /// The job that it is to be built on; empty if there is none.
+    pub base: &'a str,
+    /// Does the Director say what it has?
+    pub accurate: bool,
+    /// Directory of the VM's maps.
+    pub maps: &'a Path,
+    /// The VM's key.
+    pub key: &'a Key,
+}
+
+impl Asked<'_> {
+    /// How a disk of `size` bytes begins. `known` asks the Director for the last part of it.
+    ///
+    /// # Errors
+    /// Those of `known`, and a base that is no job's name.
+    pub fn start(
+        &self,
+        target: &str,
+        size: u64,
+        known: impl FnOnce() -> Result<Known>,
+    ) -> Result<Start> {
+        let over = |why: String| Ok(Start::Over(Some(why)));
+        if self.level == Level::Full {
+            return Ok(Start::Over(None));
         }
-        Err(e) => return over(format!("{:#}", anyhow::Error::from(e))),
-    };
-    let header = map.header();
-    if size < header.size {
-        return over(format!("it shrank from {} to {size} bytes", header.size));
+        let base = self.base;
+        if base.is_empty() {
+            return over("the Director names no job to build on".into());
+        }
+        if !self.accurate {
+            return over(
+                "the Director does not say what it has: the job needs Accurate = yes".into(),
+            );
+        }
+        check_job_name(base)?;
+        let opened = Map::open(&map_path(self.maps, base, target), self.key);
+        let map = match opened.and_then(|map| map.of_job(base)) {
+            Ok(map) => map,
+            Err(e) if e.kind() == blockmap::Kind::Missing => {
+                return over(format!("there is no map of it of job {base} here"));
+            }
+            Err(e) => return over(format!("{:#}", anyhow::Error::from(e))),
+        };
+        let header = map.header();
+        if size < header.size {
+            return over(format!("it shrank from {} to {size} bytes", header.size));
+        }
+        let known = known()?;
+        if !known.found {
+            return over(format!(
+                "the Director has no part of it on which job {base} ended"
+            ));
+        }
+        if (known.part, known.delta_seq) != (header.part_id, header.delta_seq) {
+            return over(format!(
+                "a restore would not end with the part of job {base}, but with another one"
+            ));
+        }
+        Ok(Start::Delta(Box::new(map)))
     }
-    let known = session.ask(path.to_owned())?;
-    if !known.found {
-        return over(format!(
-            "the Director has no part of it on which job {base} ended"
-        ));
-    }
-    if (known.part, known.delta_seq) != (header.part_id, header.delta_seq) {
-        return over(format!(
-            "a restore would not end with the part of job {base}, but with another one"
-        ));
-    }
-    Ok(Start::Delta(Box::new(map)))
 }
 
 /// Where the map of a disk and a job lies.
-pub(super) fn map_path(maps: &Path, job: &str, target: &str) -> PathBuf {
+pub fn map_path(maps: &Path, job: &str, target: &str) -> PathBuf {
     maps.join(format!("{job}-{target}.map"))
 }
 
 /// A job that left maps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub struct Record {
     version: u32,
     /// Bacula's unique Job name.
     job: String,
@@ -117,17 +156,23 @@ impl Record {
     /// That of the job at hand.
     pub(super) fn of(ready: &Ready<'_>) -> Self {
         let hello = &ready.job.hello;
+        let level = hello.level.unwrap_or(Level::Full);
+        Self::new(&hello.job, hello.job_id, level, &hello.prev_job)
+    }
+
+    /// That of a job by Bacula's names for it and for the one it was built on.
+    pub fn new(job: &str, job_id: u32, level: Level, prev_job: &str) -> Self {
         Self {
             version: VERSION,
-            job: hello.job.clone(),
-            job_id: hello.job_id,
-            level: hello.level.unwrap_or(Level::Full),
-            prev_job: hello.prev_job.clone(),
+            job: job.into(),
+            job_id,
+            level,
+            prev_job: prev_job.into(),
         }
     }
 
     /// Makes it durable. Until then the maps of its job are nobody's base.
-    pub(super) fn write(&self, maps: &Path) -> Result<()> {
+    pub fn write(&self, maps: &Path) -> Result<()> {
         let path = maps.join(format!("{}{RECORD}", self.job));
         let temp = maps.join(format!("{}{RECORD}.unsealed", self.job));
         let write = || -> Result<()> {
@@ -157,7 +202,7 @@ fn records(maps: &Path) -> Vec<Record> {
 /// Forgets what no later job can be built on, now that `this` is about to end; the jobs that stay.
 ///
 /// Nothing of a running or failed job depends on what goes: a base is opened, and its map cloned, first.
-pub(super) fn prune(maps: &Path, this: &Record, differentials: bool) -> BTreeSet<String> {
+pub fn prune(maps: &Path, this: &Record, differentials: bool) -> BTreeSet<String> {
     let keep = keep(&records(maps), this, differentials);
     let entries = std::fs::read_dir(maps).into_iter().flatten();
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {

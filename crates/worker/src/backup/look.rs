@@ -4,6 +4,7 @@
 //! swapping the targets of two disks, or a resize, libvirt reports blocks clean that are not.
 
 use anyhow::{Context, Result};
+use blockmap::Header;
 use libvirt::Kind;
 
 use super::chain::Start;
@@ -14,7 +15,7 @@ use super::prepare::Ready;
 use crate::session::Line;
 
 /// Where to look, and why everywhere.
-pub(super) type Where = (Look, Option<String>);
+pub type Where = (Look, Option<String>);
 
 /// Decides for every disk; none for one that starts over.
 pub(super) fn decide(
@@ -35,31 +36,46 @@ pub(super) fn decide(
             let Start::Delta(map) = start else {
                 return Ok(None);
             };
-            let header = map.header();
-            let audit_every = ready.policy.audit_every;
-            let trusted = match image.can_have_bitmap(disk) {
+            let bitmap = match image.can_have_bitmap(disk) {
                 false => Err("its image cannot have a bitmap".to_owned()),
-                true if identity(disk)? != header.identity => Err(format!(
-                    "its image is another one than in job {base}, or has another target"
-                )),
-                true if *size != header.size => {
-                    Err(format!("it grew from {} to {size} bytes", header.size))
-                }
                 true => state.of(&disk.target, base),
             };
-            Ok(Some(match trusted {
-                Err(why) => (Look::Everything, Some(why)),
-                Ok(()) if header.trusting.saturating_add(1) >= audit_every => {
-                    let why = format!(
-                        "audit of the bitmap, the last whole reading was job {}",
-                        header.full_read
-                    );
-                    (Look::Audit, Some(why))
-                }
-                Ok(()) => (Look::Bitmap, None),
-            }))
+            let (identity, audit_every) = (identity(disk)?, ready.policy.audit_every);
+            let found = where_to_look(map.header(), &identity, *size, bitmap, audit_every);
+            Ok(Some(found))
         })
         .collect()
+}
+
+/// Decides for one disk: `bitmap` says why there is none that was kept since the base, or that there is.
+pub fn where_to_look(
+    base: &Header,
+    identity: &str,
+    size: u64,
+    bitmap: std::result::Result<(), String>,
+    audit_every: u32,
+) -> Where {
+    let trusted = if identity != base.identity {
+        Err(format!(
+            "its image is another one than in job {}, or has another target",
+            base.job
+        ))
+    } else if size != base.size {
+        Err(format!("it grew from {} to {size} bytes", base.size))
+    } else {
+        bitmap
+    };
+    match trusted {
+        Err(why) => (Look::Everything, Some(why)),
+        Ok(()) if base.trusting.saturating_add(1) >= audit_every => {
+            let why = format!(
+                "audit of the bitmap, the last whole reading was job {}",
+                base.full_read
+            );
+            (Look::Audit, Some(why))
+        }
+        Ok(()) => (Look::Bitmap, None),
+    }
 }
 
 /// What cannot be asked is not trusted; a connection that is gone is another matter.

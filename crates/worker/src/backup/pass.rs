@@ -13,91 +13,19 @@
 
 use std::cell::RefCell;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context, Error, Result, ensure};
-use blockmap::{BLOCK, Header, Key, Map, MapWriter, Run, blocks_of, fingerprints, runs};
-use nbd::{BASE_ALLOCATION, Client, Extent, Piece, Pool, ReadOptions, ShutdownHandle, extent};
+use anyhow::{Error, Result, ensure};
+use blockmap::{
+    BLOCK, Header, Key, Map, MapWriter, Run, blocks_of, fingerprint, fingerprints, runs,
+};
+use nbd::{Client, Piece, Pool, ReadOptions};
 
 use super::audit::{Audit, Missed};
-use super::candidates::{self, Extents};
+use super::candidates::{self, Extents, Named};
+use super::export::Export;
 
-/// How long QEMU may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(30);
 /// Buffers that may wait between reader and sender.
 const BEHIND: usize = 8;
-
-/// The connections to the export of one disk: each context walked has one of its own, as every context
-/// makes the questions about any other dearer.
-#[derive(Debug)]
-pub struct Export {
-    pub(super) layout: Client,
-    data: Client,
-    pub(super) dirty: Option<Dirty>,
-}
-
-/// The connection that tells what is dirty.
-#[derive(Debug)]
-pub(super) struct Dirty {
-    pub(super) client: Client,
-    pub(super) context: String,
-}
-
-impl Export {
-    /// Connects. `bitmap` is the name of the dirty bitmap in the export, if it is wanted; `each` gets a
-    /// handle of every connection.
-    ///
-    /// # Errors
-    /// The server is not there, or has no such bitmap.
-    pub fn connect(
-        socket: &Path,
-        export: &str,
-        bitmap: Option<&str>,
-        mut each: impl FnMut(ShutdownHandle),
-    ) -> Result<Self> {
-        let mut connect = |contexts: &[&str]| -> Result<Client> {
-            let client = Client::connect(socket, export, contexts, CONNECT)?;
-            each(client.shutdown_handle());
-            Ok(client)
-        };
-        let layout = connect(&[BASE_ALLOCATION])?;
-        let data = connect(&[])?;
-        let dirty = bitmap
-            .map(|bitmap| -> Result<Dirty> {
-                let context = nbd::dirty_bitmap(bitmap);
-                let client = connect(&[&context])?;
-                let has = client.contexts().iter().any(|c| c.name == context);
-                ensure!(has, "the export has no bitmap {bitmap}");
-                Ok(Dirty { client, context })
-            })
-            .transpose()?;
-        Ok(Self {
-            layout,
-            data,
-            dirty,
-        })
-    }
-
-    /// Size of the disk in bytes.
-    pub fn size(&self) -> u64 {
-        self.data.size()
-    }
-
-    /// Ends the reading from another thread.
-    pub fn shutdown_handle(&self) -> ShutdownHandle {
-        self.data.shutdown_handle()
-    }
-
-    /// Says goodbye on every connection.
-    pub fn close(self) -> Result<()> {
-        self.data.close()?;
-        self.layout.close()?;
-        if let Some(dirty) = self.dirty {
-            dirty.client.close()?;
-        }
-        Ok(())
-    }
-}
 
 /// Where an increment looks for changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +69,8 @@ pub struct Report {
     pub read_bytes: u64,
     /// What an audit found.
     pub missed: Missed,
+    /// Was the bitmap found to be wrong before anything was sent, so that this became an audit?
+    pub doubted: bool,
 }
 
 /// One disk to be read. `sink` is called on this thread and must not wait for slow output.
@@ -152,7 +82,7 @@ pub struct Reading<'a> {
     /// Where its map goes.
     pub path: &'a Path,
     /// Does anybody still wait for it?
-    pub wanted: &'a dyn Fn() -> bool,
+    pub wanted: &'a (dyn Fn() -> bool + Sync),
     /// Most bytes a second that are asked for; none reads as fast as it goes.
     pub limit: Option<u64>,
 }
@@ -165,10 +95,8 @@ impl Reading<'_> {
         why: Option<String>,
         mut sink: impl FnMut(Step) -> Result<()>,
     ) -> Result<(MapWriter, Report)> {
-        let mut map = MapWriter::create(self.path, self.key, header.over())?;
         let mut report = Report::default();
-        sink(Step::Begin { over: why })?;
-        self.whole(&mut map, &mut report, &mut sink)?;
+        let map = self.over(header, why, &mut report, &mut sink)?;
         Ok((map, report))
     }
 
@@ -182,7 +110,7 @@ impl Reading<'_> {
         mut sink: impl FnMut(Step) -> Result<()>,
     ) -> Result<(MapWriter, Report)> {
         let mut report = Report::default();
-        let examined = self.examine(&header, &mut base, look, &mut report);
+        let examined = self.examine(header.clone(), &mut base, look, &mut report);
         let (mut map, found) = match examined {
             Ok(examined) => examined,
             // A page of the base is damaged: nothing was sent yet.
@@ -197,15 +125,14 @@ impl Reading<'_> {
                 self.compare(&mut base, &mut map, look, &mut report, &mut sink)?;
             }
             Found::Changed(changed) if changed > map.nonzero_blocks() => {
-                map.start_over();
                 let mib = |blocks: u64| blocks.saturating_mul(BLOCK as u64) >> 20;
-                let over = format!(
+                let why = format!(
                     "the change ({} MiB) is more than the disk holds ({} MiB)",
                     mib(changed),
                     mib(map.nonzero_blocks())
                 );
-                sink(Step::Begin { over: Some(over) })?;
-                self.whole(&mut map, &mut report, &mut sink)?;
+                // What the map says of blocks that were not read may be wrong; now all are read.
+                map = self.over(header, Some(why), &mut report, &mut sink)?;
             }
             Found::Changed(_) => {
                 sink(Step::Begin { over: None })?;
@@ -215,19 +142,44 @@ impl Reading<'_> {
         Ok((map, report))
     }
 
+    /// Starts over: a map of its own, and all that is not zero.
+    fn over(
+        &mut self,
+        header: Header,
+        why: Option<String>,
+        report: &mut Report,
+        sink: &mut dyn FnMut(Step) -> Result<()>,
+    ) -> Result<MapWriter> {
+        let mut map = MapWriter::create(self.path, self.key, header.over())?;
+        sink(Step::Begin { over: why })?;
+        self.whole(&mut map, report, sink)?;
+        Ok(map)
+    }
+
     /// Finds out how much changed before anything is sent. Every page of the base that the reading of a
     /// [`Found::Little`] needs was read, so that damage of it is known now.
     fn examine(
         &mut self,
-        header: &Header,
+        mut header: Header,
         base: &mut Map,
-        look: Look,
+        mut look: Look,
         report: &mut Report,
     ) -> Result<(MapWriter, Found)> {
-        let mut map = MapWriter::clone_from(base, self.path, header.clone())?;
-        if look == Look::Bitmap && candidates::are_few(self.export, base)? {
-            return Ok((map, Found::Little));
+        if look == Look::Bitmap {
+            match candidates::named(self.export, base)? {
+                Named { rest: 1.., .. } if !self.was_kept(base, report)? => {
+                    report.doubted = true;
+                    look = Look::Audit;
+                    header = header.whole();
+                }
+                Named { blocks, rest } if blocks <= rest => {
+                    let map = MapWriter::clone_from(base, self.path, header)?;
+                    return Ok((map, Found::Little));
+                }
+                _ => {}
+            }
         }
+        let mut map = MapWriter::clone_from(base, self.path, header)?;
         let mut changed = 0;
         self.compare(base, &mut map, look, report, &mut |step| {
             changed += match step {
@@ -243,7 +195,26 @@ impl Reading<'_> {
         Ok((map, Found::Changed(changed)))
     }
 
-    /// Everything that is not zero; `map` is of an all-zero disk, or of this one already.
+    /// Was all of the disk kept since the base? A bitmap says nothing of a disk that shrank and grew back.
+    ///
+    /// What was cut off reads as zero, from somewhere to the end, but for what was written and marked
+    /// since. If the last block that the base holds and the bitmap calls clean is what it was, then
+    /// nothing below it was cut off, and above it there is nothing to lose.
+    fn was_kept(&mut self, base: &mut Map, report: &mut Report) -> Result<bool> {
+        let Some(block) = candidates::last_clean(self.export, base)? else {
+            return Ok(true);
+        };
+        let offset = block * BLOCK as u64;
+        let len = (self.export.size() - offset).min(BLOCK as u64);
+        let mut bytes = vec![0; len as usize];
+        self.export.data.read_at(offset, &mut bytes)?;
+        report.read_bytes += len;
+        let mut then = [0];
+        base.read(block, &mut then)?;
+        Ok(then == [fingerprint(self.key, &bytes)])
+    }
+
+    /// Everything that is not zero; `map` is of an all-zero disk.
     fn whole(
         &mut self,
         map: &mut MapWriter,
@@ -360,7 +331,7 @@ impl Reading<'_> {
         let plan = std::iter::from_fn(|| {
             if pending.is_empty() {
                 let (base, map) = &mut *maps.borrow_mut();
-                match next_changed(map, base, from, size) {
+                match candidates::next_changed(map, base, from, size) {
                     Ok(None) => return None,
                     Ok(Some((end, extents))) => {
                         from = end;
@@ -424,29 +395,4 @@ fn read(
 ) -> Result<()> {
     let pool: Pool = options.pool(BEHIND);
     data.read::<Error, _, _>(extents, options, &pool, sink)
-}
-
-/// The next blocks at or after `from` that differ, as extents, and where to go on.
-fn next_changed(
-    map: &mut MapWriter,
-    base: &mut Map,
-    from: u64,
-    size: u64,
-) -> Result<Option<(u64, Vec<Extent>)>> {
-    let Some(range) = map.next_difference(base, from)? else {
-        return Ok(None);
-    };
-    let count = usize::try_from(range.end - range.start).context("a range is too long")?;
-    let mut now = vec![0; count];
-    map.read(range.start, &mut now)?;
-    let extents = range.clone().zip(now).map(|(block, print)| {
-        let offset = block * BLOCK as u64;
-        let len = (size - offset).min(BLOCK as u64);
-        Ok::<_, Error>(match print {
-            0 => Extent::zero(offset, len),
-            _ => Extent::data(offset, len),
-        })
-    });
-    let extents = extent::join(extents).collect::<Result<_>>()?;
-    Ok(Some((range.end, extents)))
 }
