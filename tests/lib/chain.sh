@@ -23,7 +23,8 @@ puts() {
 # put VM PIECES: in the running guest, and on the models.
 put() {
     guest run "$1" --timeout 120 'set -e
-        into() { case ${4:-} in
+        into() { [ -b "/dev/$1" ] || { echo "no disk $1" >&2; exit 1; }
+        case ${4:-} in
             # Zeros first: what is read after a discard alone is not promised.
             trim) head -c $(($3 << 10)) /dev/zero | into "$1" "$2" "$3"
                 blkdiscard -o $(($2 << 10)) -l $(($3 << 10)) "/dev/$1" ;;

@@ -241,7 +241,7 @@ impl Worker {
 
     fn ask(&mut self, path: &str) -> Result<Known, Wrong> {
         let path = path.to_owned();
-        self.writer.json(Kind::Ask, &Ask { path })?;
+        self.writer.json(Kind::Ask, &Ask { path, keep: false })?;
         let header = self.reader.header()?.ok_or("no KNOWN")?;
         let known: Known = self.reader.json(header)?;
         self.record("known", &known)?;

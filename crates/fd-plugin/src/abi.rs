@@ -40,6 +40,8 @@ pub(crate) mod var {
     pub(crate) const LEVEL: c_int = 3;
     pub(crate) const JOB_NAME: c_int = 6;
     pub(crate) const ACCURATE: c_int = 9;
+    /// Only to be written: a path that an accurate job has seen.
+    pub(crate) const FILE_SEEN: c_int = 10;
     pub(crate) const PREV_JOB_NAME: c_int = 20;
     pub(crate) const IS_CANCELED: c_int = 27;
 }
@@ -115,6 +117,8 @@ pub(crate) struct PluginContext {
 
 /// `getBaculaValue`.
 pub(crate) type GetValue = unsafe extern "C" fn(*mut PluginContext, c_int, *mut c_void) -> c_int;
+/// `setBaculaValue`.
+pub(crate) type SetValue = unsafe extern "C" fn(*mut PluginContext, c_int, *mut c_void) -> c_int;
 /// `JobMessage`: context, file, line, class, time, format, arguments.
 pub(crate) type JobMessage = unsafe extern "C" fn(
     *mut PluginContext,
@@ -138,7 +142,7 @@ pub(crate) struct BaculaFuncs {
     pub(crate) version: u32,
     pub(crate) register_events: *const c_void,
     pub(crate) get_value: Option<GetValue>,
-    pub(crate) set_value: *const c_void,
+    pub(crate) set_value: Option<SetValue>,
     pub(crate) job_message: Option<JobMessage>,
     pub(crate) debug_message: *const c_void,
     pub(crate) malloc: *const c_void,

@@ -298,6 +298,9 @@ fn content(link: &Link, daemon: &Daemon) -> Result<Header, Trouble> {
                 let path = CString::new(ask.path)
                     .map_err(|_| Trouble::protocol("a path holds a zero byte"))?;
                 let known = daemon.known(&path)?;
+                if ask.keep && known.found {
+                    daemon.keep(&path)?;
+                }
                 link.writer(daemon).json(Kind::Known, &known)?;
             }
             Kind::File | Kind::Data | Kind::FileEnd | Kind::End => return Ok(header),

@@ -38,6 +38,7 @@ pub(crate) unsafe fn adopt(
         table.size as usize >= size_of::<BaculaFuncs>()
             && table.version == INTERFACE
             && table.get_value.is_some()
+            && table.set_value.is_some()
             && table.job_message.is_some()
             && table.free.is_some()
             && table.get_accurate.is_some()
@@ -171,6 +172,21 @@ impl<'a> Daemon<'a> {
                 delta_seq: 0,
             }),
             _ => Err(Trouble::daemon("cannot say what earlier parts there are")),
+        }
+    }
+}
+
+impl Daemon<'_> {
+    /// Keeps a file of an earlier job in the restore tree although this job does not send it.
+    pub(crate) fn keep(&self, path: &CStr) -> Result<(), Trouble> {
+        let answer = self.funcs.set_value.map(|set| {
+            let path = path.as_ptr().cast_mut().cast::<c_void>();
+            // SAFETY: this variable is read as a string, and Bacula looks it up before it returns.
+            unsafe { set(self.context, var::FILE_SEEN, path) }
+        });
+        match answer {
+            Some(rc::OK) => Ok(()),
+            _ => Err(Trouble::daemon("does not keep a file of an earlier job")),
         }
     }
 }

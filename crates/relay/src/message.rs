@@ -102,6 +102,10 @@ pub struct FileHead {
 pub struct Ask {
     /// Path in the catalog.
     pub path: String,
+    /// Shall the file stay in the restore tree, although this job does not send it? Otherwise an
+    /// accurate job records it as deleted.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// What the Director knows of a path: the last part on the chain this job extends.

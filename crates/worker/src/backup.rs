@@ -26,6 +26,7 @@ mod stream;
 mod tpm;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -79,7 +80,7 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
     let key = keys::load_or_create(&job.places.key(vm), |text| {
         line.warn(format!("{vm}: {text}"));
     })?;
-    let starts = chain::starts(session, &ready, &key)?;
+    let (starts, rests_on) = chain::starts(session, &ready, &key)?;
     let mut journal = Journal::begin(
         &job.places.journal(),
         vm,
@@ -102,7 +103,7 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
                 .and_then(|()| Ok(journal.end()?))
                 .with_context(|| format!("the data of {vm} was sent, but not cleared up"))?;
             drop(limit);
-            finish(session, &ready, &key, taken)
+            finish(session, &ready, &key, taken, rests_on)
         }
         Err(e) => {
             // As after a kill: libvirt's job ends before its files go, and what cannot be taken back
@@ -164,6 +165,7 @@ fn finish(
     ready: &Ready<'_>,
     key: &blockmap::Key,
     taken: Taken,
+    rests_on: BTreeSet<String>,
 ) -> Result<End> {
     let vm = ready.vm;
     let mut manifest = manifest(ready, key, taken);
@@ -173,13 +175,16 @@ fn finish(
         session.small_file(&head, &content)?;
         manifest.files.push(metadata::record(&boot.file, &content));
     }
+    let marker = chain::marker(&ready.job.hello.job);
+    session.small_file(&head(vm, &marker, 0), &[])?;
     let text = manifest.to_json();
     session.small_file(&head(vm, "manifest.json", text.len() as u64), &text)?;
     let mut object = head(vm, "manifest", text.len() as u64);
     object.kind = FileKind::Object;
     session.small_file(&object, &text)?;
     let line = session.line();
-    let record = Record::of(ready);
+    let over = manifest.disks.iter().all(|disk| disk.delta_seq == 0);
+    let record = Record::of(ready, if over { BTreeSet::new() } else { rests_on });
     record.write(&ready.maps)?;
     let keep = chain::prune(&ready.maps, &record, ready.policy.differentials);
     // In the images of a VM that is off nothing is changed; the next job that finds it running does.

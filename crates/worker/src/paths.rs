@@ -107,14 +107,17 @@ pub fn parse_catalog(path: &str) -> Result<(&str, &str), ForeignPath> {
     }
 }
 
-/// The one directory that a backup has.
+/// The directory of a TPM's state in a backup.
 pub const TPM: &str = "tpm";
+/// The directory in which every job of a chain has an empty file of its name: the Director knows it as
+/// long as it has the job.
+pub const CHAIN: &str = "chain";
 
-/// A name that a file of a backup can have: a plain one, or a plain one in [`TPM`].
+/// A name that a file of a backup can have: a plain one, or a plain one in [`TPM`] or [`CHAIN`].
 pub fn is_in_backup(file: &str) -> bool {
     match file.split_once('/') {
-        None => file != TPM && is_file_name(file),
-        Some((dir, file)) => dir == TPM && is_file_name(file),
+        None => ![TPM, CHAIN].contains(&file) && is_file_name(file),
+        Some((dir, file)) => [TPM, CHAIN].contains(&dir) && is_file_name(file),
     }
 }
 

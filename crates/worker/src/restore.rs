@@ -132,6 +132,11 @@ fn part(session: &mut Session, job: &Job, head: &PartHead, taken: &mut Taken) ->
         session.go(Go::Skip)?;
         return Ok(());
     }
+    if file.starts_with(&format!("{}/", paths::CHAIN)) {
+        // It has done its work in the catalog.
+        session.go(Go::Done)?;
+        return Ok(());
+    }
     let plan = taken.plan.as_mut().context("a plan was just made")?;
     ensure!(
         plan.vm() == vm,

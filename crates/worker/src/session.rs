@@ -231,10 +231,11 @@ impl Session {
         self.file_end()
     }
 
-    /// Asks what the Director knows of a path.
-    pub fn ask(&mut self, path: String) -> Result<Known, frame::Error> {
+    /// Asks what the Director knows of a path; `keep`: it stays in the restore tree, although this job
+    /// does not send it.
+    pub fn ask(&mut self, path: String, keep: bool) -> Result<Known, frame::Error> {
         self.line
-            .with(|state| state.writer.json(Kind::Ask, &Ask { path }))?;
+            .with(|state| state.writer.json(Kind::Ask, &Ask { path, keep }))?;
         let header = self.next("KNOWN")?;
         if header.kind != Kind::Known {
             return Err(frame::Error::Unexpected {

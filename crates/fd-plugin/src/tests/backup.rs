@@ -56,6 +56,7 @@ fn a_backup_arrives_as_the_worker_sent_it() {
     let files = bacula.backup(65_528);
     assert_eq!(bacula.fatal(), [""; 0]);
     assert_eq!(bacula.said(message::INFO), ["2 disks"]);
+    assert_eq!(bacula.kept(), [DISK]);
     drop(bacula);
     let (hello, known) = worker.join().unwrap();
     assert_eq!(

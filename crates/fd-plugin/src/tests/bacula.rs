@@ -20,6 +20,7 @@ pub(super) struct Job {
     pub(super) known: BTreeMap<String, (u64, i32)>,
     pub(super) canceled: AtomicBool,
     pub(super) messages: Mutex<Vec<(c_int, String)>>,
+    pub(super) kept: Mutex<Vec<String>>,
     freed: AtomicUsize,
     handed: AtomicUsize,
 }
@@ -48,6 +49,19 @@ unsafe extern "C" fn get_value(context: *mut PluginContext, id: c_int, out: *mut
         var::PREV_JOB_NAME => text(&job.prev),
         _ => return rc::ERROR,
     }
+    rc::OK
+}
+
+unsafe extern "C" fn set_value(
+    context: *mut PluginContext,
+    id: c_int,
+    value: *mut c_void,
+) -> c_int {
+    assert_eq!(id, var::FILE_SEEN);
+    // SAFETY: this variable is a string.
+    let path = unsafe { CStr::from_ptr(value.cast()) };
+    let path = path.to_str().unwrap().to_owned();
+    job(context).kept.lock().unwrap().push(path);
     rc::OK
 }
 
@@ -119,7 +133,7 @@ pub(super) fn table() -> BaculaFuncs {
         version: INTERFACE,
         register_events: ptr::null(),
         get_value: Some(get_value),
-        set_value: ptr::null(),
+        set_value: Some(set_value),
         // SAFETY: see `job_message`.
         job_message: Some(unsafe {
             std::mem::transmute::<Fixed, JobMessage>(job_message as Fixed)
@@ -203,6 +217,7 @@ impl Bacula {
             known: BTreeMap::from([("/#LabBackup/web01/web01/vda.raw".into(), (42, 3))]),
             canceled: AtomicBool::new(false),
             messages: Mutex::default(),
+            kept: Mutex::default(),
             freed: AtomicUsize::new(0),
             handed: AtomicUsize::new(0),
         });
@@ -368,6 +383,11 @@ impl Bacula {
 
     pub(super) fn fatal(&self) -> Vec<String> {
         self.said(message::FATAL)
+    }
+
+    /// What was kept in the restore tree.
+    pub(super) fn kept(&self) -> Vec<String> {
+        self.job.kept.lock().unwrap().clone()
     }
 
     pub(super) fn said(&self, class: c_int) -> Vec<String> {

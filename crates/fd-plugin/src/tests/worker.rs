@@ -104,7 +104,10 @@ pub(super) fn conversation() -> Vec<Vec<u8>> {
     let directory = head("/#LabBackup/web01/web01/tpm", FileKind::Directory, 0);
     let xml = head("/#LabBackup/web01/web01/domain.xml", FileKind::Regular, 5);
     let manifest = head("/#LabBackup/web01/web01/manifest.json", FileKind::Object, 2);
-    let ask = relay::message::Ask { path: DISK.into() };
+    let ask = relay::message::Ask {
+        path: DISK.into(),
+        keep: true,
+    };
     let end = End {
         files: 4,
         bytes: 5 + 131_072 + 4096 + 62_116 + 2,

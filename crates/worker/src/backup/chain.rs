@@ -1,11 +1,12 @@
 //! What an increment sits on, and which jobs may still be sat on.
 //!
-//! The Director says which job is the base, never our own state. For every job that read its disks to
-//! the end there are here a map of each disk and a record of the job; the part that a map describes must
-//! be the last one that the Director knows, or the delta would sit on something that a restore does not
-//! read.
+//! The Director says what is the base, never our own state: a delta sits on the part of a disk that a
+//! restore would end with, which the Director knows by its id. For every job that read its disks to the end
+//! there are here a map of each disk and a record of the job. The record names the jobs that the parts rest
+//! on, and each job has an empty file of its name in the catalog ([`paths::CHAIN`]): where one is gone, for
+//! instance a deleted Full with an older one below, whatever rests on it starts over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -45,11 +46,15 @@ impl Start {
     }
 }
 
-/// How each disk begins.
+/// How each disk begins, and the jobs that this one will rest on.
 ///
 /// # Errors
 /// The plugin is gone.
-pub(super) fn starts(session: &mut Session, ready: &Ready<'_>, key: &Key) -> Result<Vec<Start>> {
+pub(super) fn starts(
+    session: &mut Session,
+    ready: &Ready<'_>,
+    key: &Key,
+) -> Result<(Vec<Start>, BTreeSet<String>)> {
     let hello = &ready.job.hello;
     let asked = Asked {
         level: hello.level.unwrap_or(Level::Incremental),
@@ -58,13 +63,63 @@ pub(super) fn starts(session: &mut Session, ready: &Ready<'_>, key: &Key) -> Res
         maps: &ready.maps,
         key,
     };
-    let disks = ready.disks.iter().zip(&ready.sizes);
-    disks
-        .map(|(disk, size)| {
-            let path = paths::catalog(ready.vm, &disk.file());
-            asked.start(&disk.target, *size, || Ok(session.ask(path)?))
-        })
-        .collect()
+    let records = records(&ready.maps);
+    // Whether the Director has each job that was asked about.
+    let mut there = BTreeMap::new();
+    let (mut starts, mut rests_on) = (Vec::new(), BTreeSet::new());
+    for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
+        let path = paths::catalog(ready.vm, &disk.file());
+        let mut start = asked.start(&disk.target, *size, || Ok(session.ask(path, false)?))?;
+        if let Some(base) = start.base() {
+            let chain = chain_of(&records, &base.job);
+            match missing(session, ready.vm, &base.job, &chain, &mut there)? {
+                None => rests_on.extend(chain),
+                Some(why) => start = Start::Over(Some(why)),
+            }
+        }
+        starts.push(start);
+    }
+    Ok((starts, rests_on))
+}
+
+/// The jobs that the parts of a job rest on, itself included; none if they are not known.
+fn chain_of(records: &[Record], job: &str) -> Vec<String> {
+    let record = records.iter().find(|record| record.job == job);
+    record.map_or_else(Vec::new, |record| record.chain.clone())
+}
+
+/// Why a chain does not hold; the files of its jobs stay in the restore tree.
+fn missing(
+    session: &mut Session,
+    vm: &str,
+    base: &str,
+    chain: &[String],
+    there: &mut BTreeMap<String, bool>,
+) -> Result<Option<String>> {
+    if chain.is_empty() {
+        return Ok(Some(format!("there is no record of job {base} here")));
+    }
+    for job in chain {
+        let found = match there.get(job) {
+            Some(found) => *found,
+            None => {
+                let known = session.ask(paths::catalog(vm, &marker(job)), true)?;
+                there.insert(job.clone(), known.found);
+                known.found
+            }
+        };
+        if !found {
+            return Ok(Some(format!(
+                "job {job}, which it rests on, is gone from the catalog"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The file that says in the catalog that a job is there.
+pub(super) fn marker(job: &str) -> String {
+    format!("{}/{job}", paths::CHAIN)
 }
 
 /// What the Director wants of a job, and where the maps of its bases lie.
@@ -107,30 +162,48 @@ impl Asked<'_> {
             );
         }
         check_job_name(base)?;
-        let opened = Map::open(&map_path(self.maps, base, target), self.key);
-        let map = match opened.and_then(|map| map.of_job(base)) {
-            Ok(map) => map,
-            Err(e) if e.kind() == blockmap::Kind::Missing => {
-                return over(format!("there is no map of it of job {base} here"));
-            }
-            Err(e) => return over(format!("{:#}", anyhow::Error::from(e))),
-        };
-        let header = map.header();
-        if size < header.size {
-            return over(format!("it shrank from {} to {size} bytes", header.size));
-        }
         let known = known()?;
         if !known.found {
-            return over(format!(
-                "the Director has no part of it on which job {base} ended"
-            ));
+            return over("the Director has no part of it to build on".into());
         }
-        if (known.part, known.delta_seq) != (header.part_id, header.delta_seq) {
-            return over(format!(
-                "a restore would not end with the part of job {base}, but with another one"
-            ));
+        let map = match self.map_of(target, &known) {
+            Ok(map) => map,
+            Err(why) => return over(why),
+        };
+        let before = map.header().size;
+        if size < before {
+            return over(format!("it shrank from {before} to {size} bytes"));
         }
         Ok(Start::Delta(Box::new(map)))
+    }
+
+    /// The map of the part that a restore would end with: nearly always that of the job that the Director
+    /// names. Not so after a VirtualFull, which no worker saw, or when that job fell out of its own chain.
+    fn map_of(&self, target: &str, known: &Known) -> Result<Map, String> {
+        let fits = |map: &Map| {
+            let header = map.header();
+            (header.part_id, header.delta_seq) == (known.part, known.delta_seq)
+        };
+        let named = Map::open(&map_path(self.maps, self.base, target), self.key)
+            .and_then(|map| map.of_job(self.base));
+        let why = match named {
+            Ok(map) if fits(&map) => return Ok(map),
+            Ok(_) => format!(
+                "a restore would not end with the part of job {}, but with another one",
+                self.base
+            ),
+            Err(e) if e.kind() == blockmap::Kind::Missing => {
+                format!("there is no map of it of job {} here", self.base)
+            }
+            Err(e) => format!("{:#}", anyhow::Error::from(e)),
+        };
+        let others = records(self.maps).into_iter().filter_map(|record| {
+            let path = map_path(self.maps, &record.job, target);
+            Map::open(&path, self.key)
+                .and_then(|map| map.of_job(&record.job))
+                .ok()
+        });
+        others.into_iter().find(fits).ok_or(why)
     }
 }
 
@@ -148,16 +221,20 @@ pub struct Record {
     /// Bacula's JobId: a later job has a higher one.
     job_id: u32,
     level: Level,
-    /// The job that it was built on; empty for a Full.
+    /// The job that the Director named as its base; empty for a Full.
     prev_job: String,
+    /// The jobs that its parts rest on, itself included.
+    chain: Vec<String>,
 }
 
 impl Record {
     /// That of the job at hand.
-    pub(super) fn of(ready: &Ready<'_>) -> Self {
+    pub(super) fn of(ready: &Ready<'_>, rests_on: BTreeSet<String>) -> Self {
         let hello = &ready.job.hello;
         let level = hello.level.unwrap_or(Level::Full);
-        Self::new(&hello.job, hello.job_id, level, &hello.prev_job)
+        let mut record = Self::new(&hello.job, hello.job_id, level, &hello.prev_job);
+        record.chain.extend(rests_on);
+        record
     }
 
     /// That of a job by Bacula's names for it and for the one it was built on.
@@ -168,6 +245,7 @@ impl Record {
             job_id,
             level,
             prev_job: prev_job.into(),
+            chain: vec![job.into()],
         }
     }
 
@@ -270,17 +348,11 @@ mod tests {
     use super::*;
 
     fn record(job_id: u32, level: Level, base: u32) -> Record {
-        Record {
-            version: VERSION,
-            job: format!("j{job_id}"),
-            job_id,
-            level,
-            prev_job: if base == 0 {
-                String::new()
-            } else {
-                format!("j{base}")
-            },
-        }
+        let base = match base {
+            0 => String::new(),
+            base => format!("j{base}"),
+        };
+        Record::new(&format!("j{job_id}"), job_id, level, &base)
     }
 
     fn kept(records: &[Record], this: &Record, differentials: bool) -> String {

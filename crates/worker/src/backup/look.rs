@@ -3,6 +3,8 @@
 //! A bitmap is trusted only while it is proven that it was kept since the base, on this very image: after
 //! swapping the targets of two disks, or a resize, libvirt reports blocks clean that are not.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use blockmap::Header;
 use libvirt::Kind;
@@ -23,25 +25,30 @@ pub(super) fn decide(
     ready: &Ready<'_>,
     starts: &[Start],
 ) -> Result<Vec<Option<Where>>> {
-    let base = &ready.job.hello.prev_job;
-    let wanted = starts.iter().any(|start| matches!(start, Start::Delta(_)));
-    let state = match wanted {
-        true => checkpoint::state(&ready.domain, base).or_else(|e| doubt(line, ready, e))?,
-        false => State::Missing,
-    };
+    // Nearly always one job.
+    let mut states: BTreeMap<&str, State> = BTreeMap::new();
+    for base in starts.iter().filter_map(Start::base) {
+        if !states.contains_key(base.job.as_str()) {
+            let state = checkpoint::state(&ready.domain, &base.job);
+            states.insert(&base.job, state.or_else(|e| doubt(line, ready, e))?);
+        }
+    }
     let disks = ready.disks.iter().zip(&ready.images).zip(&ready.sizes);
     disks
         .zip(starts)
         .map(|(((disk, image), size), start)| {
-            let Start::Delta(map) = start else {
+            let Some(base) = start.base() else {
                 return Ok(None);
             };
             let bitmap = match image.can_have_bitmap(disk) {
                 false => Err("its image cannot have a bitmap".to_owned()),
-                true => state.of(&disk.target, base),
+                true => states
+                    .get(base.job.as_str())
+                    .unwrap_or(&State::Missing)
+                    .of(&disk.target, &base.job),
             };
             let (identity, audit_every) = (identity(disk)?, ready.policy.audit_every);
-            let found = where_to_look(map.header(), &identity, *size, bitmap, audit_every);
+            let found = where_to_look(base, &identity, *size, bitmap, audit_every);
             Ok(Some(found))
         })
         .collect()

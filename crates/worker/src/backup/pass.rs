@@ -125,11 +125,11 @@ impl Reading<'_> {
                 self.compare(&mut base, &mut map, look, &mut report, &mut sink)?;
             }
             Found::Changed(changed) if changed > map.nonzero_blocks() => {
-                let mib = |blocks: u64| blocks.saturating_mul(BLOCK as u64) >> 20;
+                let bytes = |blocks: u64| show(blocks.saturating_mul(BLOCK as u64));
                 let why = format!(
-                    "the change ({} MiB) is more than the disk holds ({} MiB)",
-                    mib(changed),
-                    mib(map.nonzero_blocks())
+                    "the change ({}) is more than the disk holds ({})",
+                    bytes(changed),
+                    bytes(map.nonzero_blocks())
                 );
                 // What the map says of blocks that were not read may be wrong; now all are read.
                 map = self.over(header, Some(why), &mut report, &mut sink)?;
@@ -374,6 +374,14 @@ impl Reading<'_> {
         let mut options = ReadOptions::default();
         options.limit = self.limit;
         options
+    }
+}
+
+/// Bytes for people.
+pub(super) fn show(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        _ => format!("{} MiB", bytes >> 20),
     }
 }
 

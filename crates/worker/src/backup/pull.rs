@@ -77,7 +77,7 @@ pub(super) fn guarded(
             name: checkpoint::name(&ready.job.hello.job),
         })?;
     }
-    let xml = request::xml(ready, live, &looks, &others)?;
+    let xml = request::xml(ready, live, &since(&starts, &looks), &others)?;
     let plain = request::xml(ready, live, &[], &others)?;
     let quiet = instant::Quiet {
         vm,
@@ -165,6 +165,19 @@ fn without_bitmaps(line: &Line, ready: &Ready<'_>, looks: &mut [Option<Where>], 
     if let Err(e) = checkpoint::drop_one(&ready.domain, &name) {
         line.warn(format!("{vm}: a checkpoint of this job may be left: {e}"));
     }
+}
+
+/// The checkpoint whose bitmap each disk is read by.
+fn since(starts: &[Start], looks: &[Option<Where>]) -> Vec<Option<String>> {
+    let disks = starts.iter().zip(looks);
+    disks
+        .map(|(start, look)| match look {
+            Some((Look::Bitmap | Look::Audit, _)) => {
+                start.base().map(|base| checkpoint::name(&base.job))
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 /// What the guard must know of the job.

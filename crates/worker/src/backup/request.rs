@@ -4,29 +4,24 @@ use anyhow::Result;
 use libvirt::XmlFlags;
 use libvirt::xml::{BackupDisk, BackupRead, DiskSource, DomainView, backup_xml};
 
-use super::checkpoint;
-use super::look::Where;
-use super::pass::Look;
 use super::prepare::{Live, Ready};
 
 /// Name of every dirty bitmap in its export.
 pub(super) const BITMAP: &str = "lab-backup";
 
-/// The XML of the backup job; without `looks` no disk is asked for its bitmap.
+/// The XML of the backup job; `since` has the checkpoint since which a disk's bitmap is wanted.
 pub(super) fn xml(
     ready: &Ready<'_>,
     live: &Live,
-    looks: &[Option<Where>],
+    since: &[Option<String>],
     others: &[String],
 ) -> Result<String> {
-    let base = checkpoint::name(&ready.job.hello.prev_job);
     let mut disks: Vec<BackupDisk<'_>> = Vec::new();
     for (at, (disk, scratch)) in ready.disks.iter().zip(&live.scratches).enumerate() {
-        let bitmap = matches!(looks.get(at), Some(Some((Look::Bitmap | Look::Audit, _))));
         let read = BackupRead {
             scratch,
             export: &disk.target,
-            since: bitmap.then_some(base.as_str()),
+            since: since.get(at).and_then(Option::as_deref),
             bitmap: BITMAP,
         };
         disks.push(BackupDisk {

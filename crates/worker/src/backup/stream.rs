@@ -13,7 +13,7 @@ use super::export::Export;
 use super::image::Image;
 use super::look::{Where, identity};
 use super::part::{self, Part, Records};
-use super::pass::{Look, Reading};
+use super::pass::{Look, Reading, show};
 use super::prepare::Ready;
 use super::request::BITMAP;
 use crate::manifest::{Basis, Disk};
@@ -173,12 +173,4 @@ impl Sending<'_> {
 fn random_part() -> Result<u64> {
     let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
     Ok((random >> 1).max(1))
-}
-
-/// Bytes for people.
-fn show(bytes: u64) -> String {
-    match bytes {
-        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
-        _ => format!("{} MiB", bytes >> 20),
-    }
 }
