@@ -16,7 +16,7 @@
 //! A zero block has fingerprint 0 and costs nothing: pages of zero blocks are holes in the file, and
 //! no operation visits them one by one. Every other page is covered by a digest, every digest by a
 //! digest above it, and the topmost by the root, so a file either reads back exactly or is
-//! [`Kind::Damaged`]. `docs/block-map.md` describes the file byte by byte.
+//! [`Kind::Damaged`]. `docs/blockmap.md` describes the file byte by byte.
 //!
 //! The crate knows neither NBD nor libvirt nor Bacula; names in a header are opaque to it.
 

@@ -1,4 +1,4 @@
-//! `docs/block-map.md` is normative: the bytes printed in it are the bytes written, and the digests
+//! `docs/blockmap.md` is normative: the bytes printed in it are the bytes written, and the digests
 //! follow from its text alone.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -76,7 +76,7 @@ fn undump(text: &str) -> Vec<u8> {
 }
 
 fn document() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/block-map.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/blockmap.md");
     std::fs::read_to_string(path).unwrap()
 }
 
