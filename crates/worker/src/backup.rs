@@ -127,7 +127,7 @@ pub fn estimate(session: &mut Session, job: &Job) -> Result<End> {
     let ready = prepare(&line, vm, policy, job)?;
     drop(limit);
     for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
-        session.file(&head(vm, &disk.file(), *size))?;
+        session.file(&head(vm, &paths::disk_file(&disk.target, None), *size))?;
         session.file_end()?;
     }
     Ok(session.sent())
@@ -184,7 +184,8 @@ fn finish(
     session.small_file(&object, &text)?;
     let line = session.line();
     let over = manifest.disks.iter().all(|disk| disk.delta_seq == 0);
-    let record = Record::of(ready, if over { BTreeSet::new() } else { rests_on });
+    let rests_on = if over { BTreeSet::new() } else { rests_on };
+    let record = Record::of(ready, rests_on, &manifest.disks);
     record.write(&ready.maps)?;
     let keep = chain::prune(&ready.maps, &record, ready.policy.differentials);
     // In the images of a VM that is off nothing is changed; the next job that finds it running does.

@@ -144,7 +144,7 @@ fn part(session: &mut Session, job: &Job, head: &PartHead, taken: &mut Taken) ->
         plan.vm()
     );
     match paths::disk_of(file) {
-        Some(disk) if !plan.wants(disk) => {
+        Some(disk) if !plan.wants(disk) || plan.is_stale(disk, file) => {
             session.go(Go::Skip)?;
             return Ok(());
         }

@@ -191,9 +191,10 @@ impl State {
         let vm = request.vm;
         let mut lines = vec![restore];
         lines.push(Line::new("cd").bare(&format!("/#LabBackup/{vm}/{vm}"))?);
-        // The Director adds all parts of a chain to a file that is marked.
+        // The Director adds all parts of a chain to a file that is marked. One that started over has the JobId in
+        // its name: vda.210.raw.
         for disk in request.only {
-            lines.push(Line::new("mark").bare(&format!("{disk}.raw"))?);
+            lines.push(Line::new("mark").bare(&format!("{disk}.*raw"))?);
         }
         lines.push(Line::new("mark").bare("manifest.json")?);
         Ok(lines)
@@ -264,8 +265,8 @@ mod tests {
             [
                 r#"restore client="web01" jobid="4,6" where="/srv/x" restorejob="lab-backup-restore""#,
                 r##"cd "/#LabBackup/web01/web01""##,
-                r#"mark "vda.raw""#,
-                r#"mark "vdb.raw""#,
+                r#"mark "vda.*raw""#,
+                r#"mark "vdb.*raw""#,
                 r#"mark "manifest.json""#,
             ]
         );

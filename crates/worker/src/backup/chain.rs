@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check_job_name;
 use super::prepare::Ready;
+use crate::manifest::Disk;
 use crate::note::note;
 use crate::paths;
 use crate::session::Session;
@@ -68,8 +69,8 @@ pub(super) fn starts(
     let mut there = BTreeMap::new();
     let (mut starts, mut rests_on) = (Vec::new(), BTreeSet::new());
     for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
-        let path = paths::catalog(ready.vm, &disk.file());
-        let mut start = asked.start(&disk.target, *size, || Ok(session.ask(path, false)?))?;
+        let mut known = |file: &str| Ok(session.ask(paths::catalog(ready.vm, file), false)?);
+        let mut start = asked.start(&disk.target, *size, &mut known)?;
         if let Some(base) = start.base() {
             let chain = chain_of(&records, &base.job);
             match missing(session, ready.vm, &base.job, &chain, &mut there)? {
@@ -138,7 +139,7 @@ pub struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// How a disk of `size` bytes begins. `known` asks the Director for the last part of it.
+    /// How a disk of `size` bytes begins. `known` asks the Director for the last part of a file.
     ///
     /// # Errors
     /// Those of `known`, and a base that is no job's name.
@@ -146,7 +147,7 @@ impl Asked<'_> {
         &self,
         target: &str,
         size: u64,
-        known: impl FnOnce() -> Result<Known>,
+        known: &mut dyn FnMut(&str) -> Result<Known>,
     ) -> Result<Start> {
         let over = |why: String| Ok(Start::Over(Some(why)));
         if self.level == Level::Full {
@@ -162,11 +163,7 @@ impl Asked<'_> {
             );
         }
         check_job_name(base)?;
-        let known = known()?;
-        if !known.found {
-            return over("the Director has no part of it to build on".into());
-        }
-        let map = match self.map_of(target, &known) {
+        let map = match self.map_of(target, known)? {
             Ok(map) => map,
             Err(why) => return over(why),
         };
@@ -179,32 +176,61 @@ impl Asked<'_> {
 
     /// The map of the part that a restore would end with: nearly always that of the job that the Director
     /// names. Not so after a VirtualFull, which no worker saw, or when that job fell out of its own chain.
-    fn map_of(&self, target: &str, known: &Known) -> Result<Map, String> {
-        let fits = |map: &Map| {
-            let header = map.header();
-            (header.part_id, header.delta_seq) == (known.part, known.delta_seq)
-        };
-        let named = Map::open(&map_path(self.maps, self.base, target), self.key)
-            .and_then(|map| map.of_job(self.base));
-        let why = match named {
-            Ok(map) if fits(&map) => return Ok(map),
-            Ok(_) => format!(
-                "a restore would not end with the part of job {}, but with another one",
-                self.base
-            ),
-            Err(e) if e.kind() == blockmap::Kind::Missing => {
-                format!("there is no map of it of job {} here", self.base)
-            }
-            Err(e) => format!("{:#}", anyhow::Error::from(e)),
-        };
-        let others = records(self.maps).into_iter().filter_map(|record| {
+    /// Otherwise why there is none.
+    fn map_of(
+        &self,
+        target: &str,
+        known: &mut dyn FnMut(&str) -> Result<Known>,
+    ) -> Result<Result<Map, String>> {
+        let mut records = records(self.maps);
+        // A map without a record, if one was lost, is looked at as well.
+        let named = Record::new(self.base, 0, self.level, "");
+        records.sort_by_key(|record| (record.job != self.base, std::cmp::Reverse(record.job_id)));
+        if records.first().is_none_or(|record| record.job != self.base) {
+            records.insert(0, named);
+        }
+        let mut why = None;
+        for record in &records {
             let path = map_path(self.maps, &record.job, target);
-            Map::open(&path, self.key)
-                .and_then(|map| map.of_job(&record.job))
-                .ok()
-        });
-        others.into_iter().find(fits).ok_or(why)
+            let map = match Map::open(&path, self.key).and_then(|map| map.of_job(&record.job)) {
+                Ok(map) => map,
+                Err(e) if e.kind() == blockmap::Kind::Missing => {
+                    why.get_or_insert_with(|| {
+                        format!("there is no map of it of job {} here", record.job)
+                    });
+                    continue;
+                }
+                Err(e) => {
+                    why.get_or_insert_with(|| format!("{:#}", anyhow::Error::from(e)));
+                    continue;
+                }
+            };
+            let (last, header) = (known(&record.file(target))?, map.header());
+            if last.found && (last.part, last.delta_seq) == (header.part_id, header.delta_seq) {
+                return Ok(Ok(map));
+            }
+            why.get_or_insert_with(|| {
+                format!(
+                    "a restore would not end with the part of job {}",
+                    record.job
+                )
+            });
+        }
+        Ok(Err(why.unwrap_or_default()))
     }
+}
+
+/// The file of a disk that sits on `base`, and of one that starts over in this job.
+pub(super) fn files(ready: &Ready<'_>, target: &str, base: Option<&Header>) -> (String, String) {
+    let hello = &ready.job.hello;
+    let full = hello.level.is_none_or(|level| level == Level::Full);
+    let over = paths::disk_file(target, (!full).then_some(hello.job_id));
+    let sits = base.and_then(|base| {
+        let records = records(&ready.maps);
+        let record = records.iter().find(|record| record.job == base.job)?;
+        Some(record.file(target))
+    });
+    (sits.unwrap_or_else(|| over.clone()), over)
 }
 
 /// Where the map of a disk and a job lies.
@@ -225,16 +251,28 @@ pub struct Record {
     prev_job: String,
     /// The jobs that its parts rest on, itself included.
     chain: Vec<String>,
+    /// The file of each disk in the catalog, by target.
+    files: BTreeMap<String, String>,
 }
 
 impl Record {
     /// That of the job at hand.
-    pub(super) fn of(ready: &Ready<'_>, rests_on: BTreeSet<String>) -> Self {
+    pub(super) fn of(ready: &Ready<'_>, rests_on: BTreeSet<String>, disks: &[Disk]) -> Self {
         let hello = &ready.job.hello;
         let level = hello.level.unwrap_or(Level::Full);
         let mut record = Self::new(&hello.job, hello.job_id, level, &hello.prev_job);
         record.chain.extend(rests_on);
+        let files = disks.iter();
+        record.files = files
+            .map(|disk| (disk.target.clone(), disk.file.clone()))
+            .collect();
         record
+    }
+
+    /// The file of a disk in the catalog.
+    fn file(&self, target: &str) -> String {
+        let known = self.files.get(target).cloned();
+        known.unwrap_or_else(|| paths::disk_file(target, None))
     }
 
     /// That of a job by Bacula's names for it and for the one it was built on.
@@ -246,6 +284,7 @@ impl Record {
             level,
             prev_job: prev_job.into(),
             chain: vec![job.into()],
+            files: BTreeMap::new(),
         }
     }
 

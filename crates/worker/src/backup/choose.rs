@@ -23,13 +23,6 @@ pub(super) struct Chosen {
     pub(super) block: bool,
 }
 
-impl Chosen {
-    /// File name in the backup.
-    pub(super) fn file(&self) -> String {
-        format!("{}.raw", self.target)
-    }
-}
-
 /// Sorts a domain's disks into those that are backed up and those that are not.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use blockmap::{BLOCK, Key};
 use nbd::ShutdownHandle;
 use relay::message::FileHead;
 
-use super::chain::{Start, map_path};
+use super::chain::{self, Start, map_path};
 use super::choose::Chosen;
 use super::export::Export;
 use super::image::Image;
@@ -66,10 +66,12 @@ pub(super) fn disk(
         wanted: &|| !line.is_gone(),
         limit: None,
     };
+    let (sits, over_file) = chain::files(ready, target, base.as_ref());
     let mut sending = Sending {
         session: &*session,
         vm: ready.vm,
-        disk,
+        sits: &sits,
+        over: &over_file,
         part,
         size,
     };
@@ -111,7 +113,7 @@ pub(super) fn disk(
     ));
     Ok(Disk {
         target: target.clone(),
-        file: disk.file(),
+        file: if over.is_some() { over_file } else { sits },
         size,
         format: disk.format.clone(),
         source: disk.source.clone(),
@@ -137,7 +139,9 @@ pub(super) fn disk(
 struct Sending<'a> {
     session: &'a Session,
     vm: &'a str,
-    disk: &'a Chosen,
+    /// The file if it sits on its base, and if it starts over.
+    sits: &'a str,
+    over: &'a str,
     part: u64,
     size: u64,
 }
@@ -148,7 +152,15 @@ impl Records for Sending<'_> {
             part: self.part,
             offsets: true,
             delta_on,
-            ..super::head(self.vm, &self.disk.file(), self.size)
+            ..super::head(
+                self.vm,
+                if delta_on.is_some() {
+                    self.sits
+                } else {
+                    self.over
+                },
+                self.size,
+            )
         })?;
         self.check()
     }

@@ -108,6 +108,11 @@ impl Plan {
         }
     }
 
+    /// Is this the file of a disk before it started over, which Bacula's file browser still shows?
+    pub(super) fn is_stale(&self, target: &str, file: &str) -> bool {
+        self.newest(target).is_some_and(|disk| disk.file != file)
+    }
+
     /// Is this file besides the disks wanted? A kernel that is on this host need not come.
     pub(super) fn wants_file(&self, name: &str) -> bool {
         match &self.goal {
