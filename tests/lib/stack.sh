@@ -66,13 +66,16 @@ backup() {
     echo "$id"
 }
 
-# clean VM [DOMAIN]: nothing of ours is left: no backup job, scratch, socket, journal, lease, worker.
+# clean VM [DOMAIN]: nothing of ours is left: no backup job, scratch, socket, journal, lease, claim, worker, no checkpoint of a failed job.
 clean() {
     local left
     left=$(inside bash -c '
         exec 2>/dev/null
-        ls -A '"$scratch"' /run/lab-backup/nbd /run/lab-backup/leases /var/lib/lab-backup/journal | grep -v ":$" | grep .
+        ls -A '"$scratch"' /run/lab-backup/nbd /run/lab-backup/leases /run/lab-backup/claims /var/lib/lab-backup/journal | grep -v ":$" | grep .
         virsh backup-dumpxml "$1" && echo "a backup job of $1"
+        for name in $(virsh -q checkpoint-list "$1" --name | grep ^lab-backup-); do
+            compgen -G "/var/lib/lab-backup/maps/*/${name#lab-backup-}.json" >/dev/null || echo "checkpoint $name"
+        done
         systemctl list-units --no-legend "lab-backup-worker@*"
         pgrep -a qemu-nbd
         true' - "${2:-$1}")

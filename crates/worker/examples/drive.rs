@@ -41,7 +41,12 @@ fn connect(op: Op, line: &str, target: Option<&str>) -> Result<Wire> {
         version: relay::VERSION,
         op,
         job_id: std::process::id(),
-        job: format!("drive.{now}_{:02}", std::process::id() % 100),
+        // As the Director names the jobs of a VM.
+        job: format!(
+            "{}.{now}_{:02}",
+            line.trim().trim_start_matches("vm="),
+            std::process::id() % 100
+        ),
         level: Some(Level::Full),
         prev_job: String::new(),
         line: line.into(),

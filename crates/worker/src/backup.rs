@@ -92,18 +92,20 @@ pub fn run(session: &mut Session, job: &Job) -> Result<End> {
         Method::Pull(live) => pull::guarded(session, &ready, live, &key, starts, &mut journal),
         Method::Cold(reason) => cold::read(session, &ready, *reason, &key, starts),
     };
-    match taken {
-        Ok(taken) => {
-            let limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
-            let removed = match &ready.method {
-                Method::Pull(live) => pull::remove_files(live),
-                Method::Cold(_) => Ok(()),
-            };
-            removed
-                .and_then(|()| Ok(journal.end()?))
+    let outcome = taken.and_then(|taken| {
+        if let Method::Pull(live) = &ready.method {
+            let _limit = line.within(CLEAR_LIMIT, format!("clear up after the backup of {vm}"));
+            pull::remove_files(live)
                 .with_context(|| format!("the data of {vm} was sent, but not cleared up"))?;
-            drop(limit);
-            finish(session, &ready, &key, taken, rests_on)
+        }
+        finish(session, &ready, &key, taken, rests_on)
+    });
+    match outcome {
+        Ok(end) => {
+            journal
+                .end()
+                .with_context(|| format!("cannot end the journal of {vm}"))?;
+            Ok(end)
         }
         Err(e) => {
             // As after a kill: libvirt's job ends before its files go, and what cannot be taken back
