@@ -17,6 +17,7 @@ pub mod part;
 mod pass;
 mod prepare;
 mod pull;
+mod record;
 mod request;
 mod scratch;
 mod settled;
@@ -38,13 +39,14 @@ use crate::serve::Job;
 use crate::session::Session;
 use crate::{keys, lock, paths, repair};
 pub(crate) use boot::MAX_BOOT;
-pub use chain::{Asked, Record, Start, map_path, prune};
+pub use chain::{Asked, Start};
 pub use export::Export;
 pub use look::{Where, where_to_look};
 pub(crate) use metadata::MAX_NVRAM;
 use metadata::Metadata;
 pub use pass::{Look, Reading, Report, Step};
 use prepare::{Method, Ready, prepare};
+pub use record::{Record, map_path, prune};
 
 /// How long a job waits for another one of the same VM.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -189,7 +191,7 @@ fn finish(
     let rests_on = if over { BTreeSet::new() } else { rests_on };
     let record = Record::of(ready, rests_on, &manifest.disks);
     record.write(&ready.maps)?;
-    let keep = chain::prune(&ready.maps, &record, ready.policy.differentials);
+    let keep = record::prune(&ready.maps, &record, ready.policy.differentials);
     // In the images of a VM that is off nothing is changed; the next job that finds it running does.
     if let Method::Pull(_) = ready.method {
         let _limit = line.within(ASK_LIMIT, format!("remove old checkpoints of {vm}"));

@@ -7,7 +7,7 @@ use blockmap::{BLOCK, Key};
 use nbd::ShutdownHandle;
 use relay::message::FileHead;
 
-use super::chain::{self, Start, map_path};
+use super::chain::{self, Start};
 use super::choose::Chosen;
 use super::export::Export;
 use super::image::Image;
@@ -15,6 +15,7 @@ use super::look::{Where, identity};
 use super::part::{self, Part, Records};
 use super::pass::{Look, Reading, show};
 use super::prepare::Ready;
+use super::record::map_path;
 use super::request::BITMAP;
 use crate::manifest::{Basis, Disk};
 use crate::session::Session;
