@@ -88,6 +88,16 @@ impl Disk {
         }
     }
 
+    /// A write somewhere behind `offset`.
+    pub(crate) fn touch(&mut self, rng: &mut Rng, offset: u64) {
+        let room = self.size() - offset;
+        if room > 0 {
+            let at = offset + rng.below(room.min(16384));
+            let len = rng.between(1, 8192).min(self.size() - at);
+            self.write_random(rng, at, len);
+        }
+    }
+
     /// A change that no bitmap sees; not of the whole disk.
     pub(crate) fn lie(&mut self, rng: &mut Rng) {
         let bitmaps = std::mem::take(&mut self.bitmaps);

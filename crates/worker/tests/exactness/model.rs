@@ -126,9 +126,14 @@ impl<'a> Vm<'a> {
                 self.disk().resize(size);
             }
             4 | 5 => {
-                let size = self.rng.between(1, now.div_ceil(512)) * 512;
-                let size = size.min(now);
+                let less = match self.rng.one_in(2) {
+                    true => self.rng.below(now),
+                    false => self.rng.below(now.min(131_072)),
+                };
+                let size = (now - less).next_multiple_of(512).min(now);
                 self.say(format!("it shrinks to {size} and grows back"));
+                // What is written last is forgotten first.
+                self.images[self.current].touch(&mut self.rng, size);
                 self.disk().resize(size);
                 if self.rng.one_in(2) {
                     self.images[self.current].guest(&mut self.rng);
