@@ -60,9 +60,9 @@ pub(super) struct Audit<'a> {
 }
 
 impl<'a> Audit<'a> {
-    pub(super) fn new(dirty: &'a mut Dirty, base_size: u64) -> Result<Self> {
+    pub(super) fn new(dirty: &'a mut Dirty, from: u64) -> Result<Self> {
         let spans: Box<dyn Iterator<Item = Result<Span>> + 'a> =
-            Box::new(candidates::spans(dirty, base_size)?);
+            Box::new(candidates::spans(dirty, from)?);
         Ok(Self::over(spans))
     }
 

@@ -22,71 +22,93 @@ pub(super) fn everything(layout: &mut Client) -> Result<Extents<'_>> {
     ))
 }
 
-/// What the bitmap names, and whatever lies beyond the end that the base had.
+/// What the bitmap names, and whatever lies at or beyond `from`.
 pub(super) fn dirty<'a>(
     layout: &'a mut Client,
     dirty: &'a mut Dirty,
-    base_size: u64,
+    from: u64,
 ) -> Result<Extents<'a>> {
-    let spans = spans(dirty, base_size)?;
+    let spans = spans(dirty, from)?;
     Ok(Box::new(layout.changed::<Error, _>(spans)))
 }
 
-/// The bitmap as it counts: libvirt reports clean what a disk grew by, and its short last block was
-/// another one before.
+/// The bitmap as it counts: from `from` on everything is marked.
 pub(super) fn spans<'a>(
     dirty: &'a mut Dirty,
-    base_size: u64,
+    from: u64,
 ) -> Result<impl Iterator<Item = Result<Span>> + 'a> {
     let size = dirty.client.size();
-    let known = match base_size < size {
-        true => base_size - base_size % BLOCK as u64,
-        false => size,
-    };
-    let told = match known {
+    let told = match from {
         // There is nothing to ask about.
         0 => None,
-        _ => Some(dirty.client.extents(&dirty.context, 0, known)?),
+        _ => Some(dirty.client.extents(&dirty.context, 0, from)?),
     };
-    let grown = (known < size).then(|| {
+    let rest = (from < size).then(|| {
         Ok(Span {
-            offset: known,
-            len: size - known,
+            offset: from,
+            len: size - from,
             flags: DIRTY,
         })
     });
     let told = told.into_iter().flatten();
-    Ok(told.map(|span| span.map_err(Error::from)).chain(grown))
+    Ok(told.map(|span| span.map_err(Error::from)).chain(rest))
 }
 
-/// What the bitmap names, in blocks that the base holds.
-pub(super) struct Named {
-    /// How many blocks it names.
-    pub(super) blocks: u64,
-    /// How many it does not.
-    ///
-    /// A delta is larger than the disk only if more blocks became zero than are unchanged. At most every
-    /// block that is named became zero, and these are unchanged.
-    pub(super) rest: u64,
+/// Up to where a bitmap can know of a disk of `size` bytes that had `base_size` bytes: libvirt reports clean
+/// what a disk grew by, and its short last block was another one before.
+pub(super) fn known(base_size: u64, size: u64) -> u64 {
+    match base_size < size {
+        true => base_size - base_size % BLOCK as u64,
+        false => size,
+    }
 }
 
-/// Counts what the bitmap names. Reads nothing of the disk, and every page of the base that the bitmap
-/// concerns.
-pub(super) fn named(export: &mut Export, base: &mut Map) -> Result<Named> {
+/// How far a bitmap is to be trusted.
+pub(super) struct Trust {
+    /// The last block that the base holds and the bitmap calls clean: it must be what it was.
+    pub(super) witness: Option<u64>,
+    /// From this byte on everything is looked at.
+    pub(super) from: u64,
+    /// Is what is looked at surely less than the disk holds, whatever is found there?
+    pub(super) few: bool,
+}
+
+/// Weighs a bitmap. Reads nothing of the disk, and every page of the base that is concerned.
+///
+/// A bitmap says nothing of a disk that shrank and grew back. QEMU forgets what was marked in the part
+/// that was cut off, and that part reads as zero afterwards, but for what is left of the last cluster. So if
+/// the last block that the base holds and the bitmap calls clean is what it was, everything below
+/// its cluster was kept; what lies above was written since, or was zero, and is looked at.
+///
+/// A delta is larger than the disk only if more blocks became zero than are unchanged. At most every
+/// nonzero block that is looked at became zero; all others are unchanged.
+pub(super) fn weigh(export: &mut Export, base: &mut Map, cluster: u64) -> Result<Trust> {
     let size = export.size();
+    let known = known(base.header().size, size);
     let told = export.dirty.as_mut().context("there is no bitmap")?;
-    let extents = dirty(&mut export.layout, told, base.header().size)?;
+    let extents = dirty(&mut export.layout, told, known)?;
     let mut blocks = 0;
     for extent in extent::align(extents, BLOCK as u64, size) {
         let extent = extent?;
         blocks += base.nonzero_in(extent.offset / BLOCK as u64..blocks_of(extent.end()))?;
     }
-    let rest = base.nonzero_blocks().saturating_sub(blocks);
-    Ok(Named { blocks, rest })
+    let witness = match blocks < base.nonzero_blocks() {
+        true => last_clean(export, base)?,
+        false => None,
+    };
+    let from = witness.map_or(0, |block| {
+        let offset = block * BLOCK as u64;
+        known.min(offset - offset % cluster.max(BLOCK as u64))
+    });
+    if let Some(block) = witness {
+        blocks += base.nonzero_in(from / BLOCK as u64..block + 1)?;
+    }
+    let few = blocks <= base.nonzero_blocks().saturating_sub(blocks);
+    Ok(Trust { witness, from, few })
 }
 
-/// The last block that the base holds and the bitmap calls clean, for a disk that is as large as it was.
-pub(super) fn last_clean(export: &mut Export, base: &mut Map) -> Result<Option<u64>> {
+/// The last block that the base holds and the bitmap calls clean.
+fn last_clean(export: &mut Export, base: &mut Map) -> Result<Option<u64>> {
     let told = export.dirty.as_mut().context("there is no bitmap")?;
     let size = told.client.size();
     let mut next = base.last_nonzero(blocks_of(size))?;

@@ -25,6 +25,8 @@ pub(super) struct Image {
     pub(super) snapshots: Vec<String>,
     /// Of a qcow2 image: is it a version that can hold bitmaps?
     pub(super) bitmaps: bool,
+    /// Likewise: bytes of a cluster.
+    pub(super) cluster: Option<u64>,
     /// Why the facts may be incomplete.
     pub(super) unknown: Option<String>,
 }
@@ -66,6 +68,8 @@ struct Info {
     filename: PathBuf,
     format: String,
     #[serde(default)]
+    cluster_size: Option<u64>,
+    #[serde(default)]
     snapshots: Vec<Named>,
     #[serde(default)]
     format_specific: Specific,
@@ -101,6 +105,7 @@ fn read(json: &[u8], source: &Path) -> Result<Image> {
     let dir = source.parent().unwrap_or(Path::new("/"));
     Ok(Image {
         bitmaps: top.format_specific.data.compat.as_deref() == Some("1.1"),
+        cluster: top.cluster_size,
         data_file: top
             .format_specific
             .data
@@ -124,12 +129,13 @@ mod tests {
     #[test]
     fn qemus_answer_is_read() {
         let json = br#"[
-            {"filename": "/i/a.qcow2", "format": "qcow2", "virtual-size": 1, "snapshots": [{"name": "one", "id": "1"}],
+            {"filename": "/i/a.qcow2", "format": "qcow2", "virtual-size": 1, "cluster-size": 65536, "snapshots": [{"name": "one", "id": "1"}],
              "format-specific": {"type": "qcow2", "data": {"compat": "1.1", "data-file": "a.data"}}},
             {"filename": "/i/b.raw", "format": "raw", "virtual-size": 1}]"#;
         let image = read(json, Path::new("/i/a.qcow2")).unwrap();
         assert_eq!(image.data_file.as_deref(), Some(Path::new("/i/a.data")));
         assert!(image.bitmaps);
+        assert_eq!(image.cluster, Some(65536));
         assert_eq!(image.snapshots, ["one"]);
         assert_eq!(image.chain.len(), 1);
         assert_eq!(

@@ -21,7 +21,7 @@ use blockmap::{
 use nbd::{Client, Piece, Pool, ReadOptions};
 
 use super::audit::{Audit, Missed};
-use super::candidates::{self, Extents, Named};
+use super::candidates::{self, Extents};
 use super::export::Export;
 
 /// Buffers that may wait between reader and sender.
@@ -83,6 +83,8 @@ pub struct Reading<'a> {
     pub path: &'a Path,
     /// Does anybody still wait for it?
     pub wanted: &'a (dyn Fn() -> bool + Sync),
+    /// Bytes of a cluster of its image, a power of two.
+    pub cluster: u64,
     /// Most bytes a second that are asked for; none reads as fast as it goes.
     pub limit: Option<u64>,
 }
@@ -120,9 +122,9 @@ impl Reading<'_> {
             Err(e) => return Err(e),
         };
         match found {
-            Found::Little => {
+            Found::Little(from) => {
                 sink(Step::Begin { over: None })?;
-                self.compare(&mut base, &mut map, look, &mut report, &mut sink)?;
+                self.compare(&mut base, &mut map, look, from, &mut report, &mut sink)?;
             }
             Found::Changed(changed) if changed > map.nonzero_blocks() => {
                 let bytes = |blocks: u64| show(blocks.saturating_mul(BLOCK as u64));
@@ -165,23 +167,23 @@ impl Reading<'_> {
         mut look: Look,
         report: &mut Report,
     ) -> Result<(MapWriter, Found)> {
+        let mut from = candidates::known(base.header().size, header.size);
         if look == Look::Bitmap {
-            match candidates::named(self.export, base)? {
-                Named { rest: 1.., .. } if !self.was_kept(base, report)? => {
-                    report.doubted = true;
-                    look = Look::Audit;
-                    header = header.whole();
-                }
-                Named { blocks, rest } if blocks <= rest => {
-                    let map = MapWriter::clone_from(base, self.path, header)?;
-                    return Ok((map, Found::Little));
-                }
-                _ => {}
+            let trust = candidates::weigh(self.export, base, self.cluster)?;
+            if !self.is_kept(trust.witness, base, report)? {
+                report.doubted = true;
+                look = Look::Audit;
+                header = header.whole();
+            } else if trust.few {
+                let map = MapWriter::clone_from(base, self.path, header)?;
+                return Ok((map, Found::Little(trust.from)));
+            } else {
+                from = trust.from;
             }
         }
         let mut map = MapWriter::clone_from(base, self.path, header)?;
         let mut changed = 0;
-        self.compare(base, &mut map, look, report, &mut |step| {
+        self.compare(base, &mut map, look, from, report, &mut |step| {
             changed += match step {
                 Step::Data { send, .. } => send
                     .iter()
@@ -195,13 +197,9 @@ impl Reading<'_> {
         Ok((map, Found::Changed(changed)))
     }
 
-    /// Was all of the disk kept since the base? A bitmap says nothing of a disk that shrank and grew back.
-    ///
-    /// What was cut off reads as zero, from somewhere to the end, but for what was written and marked
-    /// since. If the last block that the base holds and the bitmap calls clean is what it was, then
-    /// nothing below it was cut off, and above it there is nothing to lose.
-    fn was_kept(&mut self, base: &mut Map, report: &mut Report) -> Result<bool> {
-        let Some(block) = candidates::last_clean(self.export, base)? else {
+    /// Is a block what it was?
+    fn is_kept(&mut self, block: Option<u64>, base: &mut Map, report: &mut Report) -> Result<bool> {
+        let Some(block) = block else {
             return Ok(true);
         };
         let offset = block * BLOCK as u64;
@@ -242,12 +240,13 @@ impl Reading<'_> {
         })
     }
 
-    /// Reads where `look` says, records it in `map`, a clone of `base`, and hands over what differs.
+    /// Reads where `look` says and whatever lies at or beyond `from`, records it in `map`, a clone of `base`, and hands over what differs.
     fn compare(
         &mut self,
         base: &mut Map,
         map: &mut MapWriter,
         look: Look,
+        from: u64,
         report: &mut Report,
         sink: &mut dyn FnMut(Step) -> Result<()>,
     ) -> Result<()> {
@@ -261,9 +260,9 @@ impl Reading<'_> {
         let mut audit = None;
         let extents = match (look, dirty) {
             (Look::Everything, _) => candidates::everything(layout)?,
-            (Look::Bitmap, Some(dirty)) => candidates::dirty(layout, dirty, base.header().size)?,
+            (Look::Bitmap, Some(dirty)) => candidates::dirty(layout, dirty, from)?,
             (Look::Audit, Some(dirty)) => {
-                audit = Some(Audit::new(dirty, base.header().size)?);
+                audit = Some(Audit::new(dirty, from)?);
                 candidates::everything(layout)?
             }
             (_, None) => anyhow::bail!("there is no bitmap to look at"),
@@ -389,8 +388,9 @@ const GONE: &str = "the plugin closed the connection";
 
 /// What is known of an increment before it is sent.
 enum Found {
-    /// It is smaller than the disk, whatever it holds; nothing was read yet.
-    Little,
+    /// It is smaller than the disk, whatever it holds; nothing was read yet. From this byte on, everything
+    /// is to be read.
+    Little(u64),
     /// So many blocks differ, and the map is complete.
     Changed(u64),
 }

@@ -20,6 +20,9 @@ use super::request::BITMAP;
 use crate::manifest::{Basis, Disk};
 use crate::session::Session;
 
+/// The largest cluster that an image can have, in bytes.
+const LARGEST_CLUSTER: u64 = 2 << 20;
+
 /// How a disk is read and sent.
 pub(super) struct Plan<'a> {
     pub(super) disk: &'a Chosen,
@@ -65,6 +68,7 @@ pub(super) fn disk(
         key,
         path: &path,
         wanted: &|| !line.is_gone(),
+        cluster: image.cluster.unwrap_or(LARGEST_CLUSTER),
         limit: None,
     };
     let (sits, over_file) = chain::files(ready, target, base.as_ref());
