@@ -20,7 +20,7 @@ puts() {
         esac
     done
 }
-# put VM PIECES: in the running guest, and on the models.
+# put VM PIECES: in the running guest, and on the models. Flushed: what was not may be lost with QEMU.
 put() {
     guest run "$1" --timeout 120 'set -e
         into() { [ -b "/dev/$1" ] || { echo "no disk $1" >&2; exit 1; }
@@ -28,7 +28,7 @@ put() {
             # Zeros first: what is read after a discard alone is not promised.
             trim) head -c $(($3 << 10)) /dev/zero | into "$1" "$2" "$3"
                 blkdiscard -o $(($2 << 10)) -l $(($3 << 10)) "/dev/$1" ;;
-            *) dd of="/dev/$1" bs=4k seek=$(($2 / 4)) iflag=fullblock oflag=direct conv=notrunc 2>/dev/null ;;
+            *) dd of="/dev/$1" bs=4k seek=$(($2 / 4)) iflag=fullblock oflag=direct conv=notrunc,fsync 2>/dev/null ;;
         esac; }
         '"$(puts "$2" into)" </dev/null || die "the guest $1 did not write $2"
     put_model "$@"

@@ -34,6 +34,7 @@ fn main() -> Result<()> {
         key: &key,
         path: &dir.path().join("map"),
         wanted: &|| true,
+        cluster: 64 << 10,
         limit: None,
     };
     let (mut map, _) = reading.full(header, None, |step| {

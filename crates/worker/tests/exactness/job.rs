@@ -101,9 +101,13 @@ pub(crate) fn run(order: &Order<'_>) -> Result<Done> {
         maps: order.maps,
         key: order.key,
     };
-    let start = asked.start(TARGET, order.size, || Ok(order.known))?;
+    let start = asked.start(TARGET, order.size, &mut |_| Ok(order.known))?;
     let look = start.base().map(|base| {
-        let bitmap = order.bitmap.as_ref().map(|_| ()).map_err(String::clone);
+        let bitmap = match base.job == order.base {
+            true => order.bitmap.as_ref().map(|_| ()).map_err(String::clone),
+            // The bitmap at hand is since another job.
+            false => Err("the base is an older job".into()),
+        };
         where_to_look(base, order.identity, order.size, bitmap, order.audit_every).0
     });
     let bitmap = match look {
