@@ -172,7 +172,10 @@ fn finish(
     rests_on: BTreeSet<String>,
 ) -> Result<End> {
     let vm = ready.vm;
-    let mut manifest = manifest(ready, key, taken);
+    let mut after = rests_on.clone();
+    after.insert(ready.job.hello.prev_job.clone());
+    after.remove("");
+    let mut manifest = manifest(ready, key, taken, after);
     for boot in &ready.boot {
         let content = boot::read(boot).with_context(|| format!("VM {vm}"))?;
         let head = head(vm, &boot.file, content.len() as u64);
@@ -208,13 +211,19 @@ fn finish(
     Ok(session.sent())
 }
 
-fn manifest(ready: &Ready<'_>, key: &blockmap::Key, taken: Taken) -> Manifest {
+fn manifest(
+    ready: &Ready<'_>,
+    key: &blockmap::Key,
+    taken: Taken,
+    after: BTreeSet<String>,
+) -> Manifest {
     let metadata = taken.metadata;
     Manifest {
         version: manifest::VERSION,
         vm: ready.vm.into(),
         job: ready.job.hello.job.clone(),
         job_id: ready.job.hello.job_id,
+        after: after.into_iter().collect(),
         domain: ready.domain.name().into(),
         uuid: ready.domain.uuid().into(),
         hypervisor: ready.host.0.clone(),

@@ -213,6 +213,9 @@ pub struct Manifest {
     pub job: String,
     /// Bacula's JobId.
     pub job_id: u32,
+    /// The jobs that came before in its chain, as far as they are known: whoever is named here is older.
+    #[serde(default)]
+    pub after: Vec<String>,
     /// libvirt's domain name.
     pub domain: String,
     /// libvirt's UUID.
@@ -287,6 +290,18 @@ impl Manifest {
         text
     }
 
+    /// The newest of some: one that no other names as older. JobIds begin anew when a catalog was lost, and
+    /// a clock may step, so they only decide where that does not.
+    pub fn newest(manifests: &[Self]) -> Option<&Self> {
+        let last = |manifest: &&Self| {
+            let job = &manifest.job;
+            manifests.iter().all(|other| !other.after.contains(job))
+        };
+        let by_time = |manifest: &&Self| (manifest.instant.at.clone(), manifest.job_id);
+        let found = manifests.iter().filter(last).max_by_key(by_time);
+        found.or_else(|| manifests.iter().max_by_key(by_time))
+    }
+
     /// The record of a file.
     pub fn file(&self, name: &str) -> Option<&File> {
         self.files.iter().find(|file| file.name == name)
@@ -313,6 +328,7 @@ pub(crate) mod tests {
             vm: "web01".into(),
             job: "web01.2026-01-31_22.00.00_05".into(),
             job_id: 7,
+            after: Vec::new(),
             domain: "web 01".into(),
             uuid: "0f0e0d0c-0b0a-4908-8706-050403020100".into(),
             hypervisor: "hv1".into(),
@@ -386,6 +402,28 @@ pub(crate) mod tests {
         let manifest = sample();
         assert_eq!(Manifest::parse(&manifest.to_json()).unwrap(), manifest);
         assert!(manifest.file("domain.xml").is_some() && manifest.file("x").is_none());
+    }
+
+    #[test]
+    fn the_newest_is_named_by_no_other_whatever_its_number_and_time() {
+        let made = |job: &str, job_id, at: &str, after: &[&str]| {
+            let mut manifest = sample();
+            (manifest.job, manifest.job_id) = (job.into(), job_id);
+            manifest.instant.at = at.into();
+            manifest.after = after.iter().map(|job| (*job).into()).collect();
+            manifest
+        };
+        let chain = [
+            made("full", 40, "2026-01-01T00:00:00Z", &[]),
+            // The catalog was lost, and the clock stepped back.
+            made("last", 3, "2025-12-31T00:00:00Z", &["full", "one"]),
+            made("one", 41, "2026-01-02T00:00:00Z", &["full"]),
+        ];
+        assert_eq!(Manifest::newest(&chain).unwrap().job, "last");
+        assert_eq!(Manifest::newest(&chain[..1]).unwrap().job, "full");
+        assert!(Manifest::newest(&[]).is_none());
+        let apart = [chain[0].clone(), made("x", 1, "2026-02-01T00:00:00Z", &[])];
+        assert_eq!(Manifest::newest(&apart).unwrap().job, "x");
     }
 
     #[test]

@@ -131,22 +131,26 @@ pub fn is_file_name(file: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-/// The file of a disk in a backup. `over` is the JobId where it starts over between two Fulls: the file
-/// has another name then, as Bacula's file browser goes by the highest sequence number of a name and would
-/// show and restore the older content.
-pub fn disk_file(target: &str, over: Option<u32>) -> String {
+/// The file of a disk in a backup. `over` is the job of `vm` in which it starts over between two Fulls: the
+/// file has another name then, as Bacula's file browser goes by the highest sequence number of a name and
+/// would show and restore the older content. A JobId would do, were it not given again after the catalog was
+/// lost.
+pub fn disk_file(target: &str, over: Option<(&str, &str)>) -> String {
     match over {
         None => format!("{target}.raw"),
-        Some(job_id) => format!("{target}.{job_id}.raw"),
+        Some((vm, job)) => {
+            let time = job.strip_prefix(vm).and_then(|time| time.strip_prefix('.'));
+            format!("{target}.{}.raw", time.unwrap_or(job))
+        }
     }
 }
 
 /// The target (`vda`) that a file name of a disk stands for.
 pub fn disk_of(file: &str) -> Option<&str> {
     let name = file.strip_suffix(".raw")?;
-    let (target, job_id) = name.split_once('.').unwrap_or((name, "0"));
-    let number = !job_id.is_empty() && job_id.bytes().all(|b| b.is_ascii_digit());
-    (number && !target.is_empty()).then_some(target)
+    let (target, _) = name.split_once('.').unwrap_or((name, ""));
+    let plain = !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric());
+    plain.then_some(target)
 }
 
 /// Is `path` inside one of `roots`, by its text alone?
@@ -175,18 +179,11 @@ mod tests {
     #[test]
     fn a_disk_has_the_name_of_the_job_that_started_it_over() {
         assert_eq!(disk_file("vda", None), "vda.raw");
-        assert_eq!(disk_file("vda", Some(210)), "vda.210.raw");
+        let over = disk_file("vda", Some(("web01.x", "web01.x.2026-01-31_22.00.00_05")));
+        assert_eq!(over, "vda.2026-01-31_22.00.00_05.raw");
         assert_eq!(disk_of("vda.raw"), Some("vda"));
-        assert_eq!(disk_of("vda.210.raw"), Some("vda"));
-        for other in [
-            "vda",
-            ".raw",
-            ".1.raw",
-            "vda.x.raw",
-            "vda..raw",
-            "vda.1.2.raw",
-            "raw",
-        ] {
+        assert_eq!(disk_of(&over), Some("vda"));
+        for other in ["vda", ".raw", ".1.raw", "v-a.raw", "../vda.raw"] {
             assert_eq!(disk_of(other), None, "{other}");
         }
     }

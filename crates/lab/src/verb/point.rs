@@ -191,8 +191,8 @@ impl State {
         let vm = request.vm;
         let mut lines = vec![restore];
         lines.push(Line::new("cd").bare(&format!("/#LabBackup/{vm}/{vm}"))?);
-        // The Director adds all parts of a chain to a file that is marked. One that started over has the JobId in
-        // its name: vda.210.raw.
+        // The Director adds all parts of a chain to a file that is marked. One that started over has the time of
+        // its job in its name.
         for disk in request.only {
             lines.push(Line::new("mark").bare(&format!("{disk}.*raw"))?);
         }

@@ -215,7 +215,8 @@ impl Asked<'_> {
 pub(super) fn files(ready: &Ready<'_>, target: &str, base: Option<&Header>) -> (String, String) {
     let hello = &ready.job.hello;
     let full = hello.level.is_none_or(|level| level == Level::Full);
-    let over = paths::disk_file(target, (!full).then_some(hello.job_id));
+    let job = (ready.vm, hello.job.as_str());
+    let over = paths::disk_file(target, (!full).then_some(job));
     let sits = base.and_then(|base| {
         let records = records(&ready.maps);
         let record = records.iter().find(|record| record.job == base.job)?;

@@ -105,21 +105,15 @@ pub(super) fn refuse_file(path: &Path) -> Result<()> {
 }
 
 /// Most bytes that a disk holds while its chain is written: what it held in each of the jobs since it
-/// started, as far as the newest one's size reaches. Zeros that a later part brings take nothing back.
+/// started, which gave it its file, as far as the newest one's size reaches. Zeros that a later part brings
+/// take nothing back.
 pub(super) fn most_bytes(disk: &Disk, manifests: &[Manifest]) -> u64 {
-    let mut states: Vec<(u32, &Disk)> = manifests
+    let states = manifests
         .iter()
-        .filter_map(|manifest| Some((manifest.job_id, manifest.disk(&disk.target)?)))
-        .collect();
-    states.sort_by_key(|(job_id, _)| std::cmp::Reverse(*job_id));
-    let mut most = disk.nonzero_bytes;
-    for (_, state) in states {
-        most = most.max(state.nonzero_bytes);
-        if state.delta_seq == 0 {
-            break;
-        }
-    }
-    most.min(disk.size)
+        .filter_map(|manifest| manifest.disk(&disk.target))
+        .filter(|state| state.file == disk.file);
+    let most = states.map(|state| state.nonzero_bytes).max();
+    most.unwrap_or(0).max(disk.nonzero_bytes).min(disk.size)
 }
 
 /// Is there room for `bytes` more?
@@ -145,35 +139,30 @@ mod tests {
 
     #[test]
     fn room_is_needed_for_what_a_chain_holds_on_its_way() {
-        let manifest = |job_id: u32, delta_seq: u32, nonzero_bytes: u64| {
+        let manifest = |file: &str, nonzero_bytes: u64| {
             let mut manifest = sample();
-            manifest.job_id = job_id;
             manifest.disks[0] = Disk {
                 size: 500,
-                delta_seq,
+                file: file.into(),
                 nonzero_bytes,
                 ..manifest.disks[0].clone()
             };
             manifest
         };
-        let most = |manifests: &[Manifest]| {
-            let newest = manifests.iter().max_by_key(|m| m.job_id).unwrap();
-            most_bytes(&newest.disks[0], manifests)
-        };
-        assert_eq!(most(&[manifest(7, 0, 100)]), 100);
+        let most = |manifests: &[Manifest]| most_bytes(&manifests[0].disks[0], manifests);
+        let (full, over) = ("vda.raw", "vda.2026-01-31_22.00.00_05.raw");
+        assert_eq!(most(&[manifest(full, 100)]), 100);
         // The disk has grown, or lost content that must be written first.
-        assert_eq!(most(&[manifest(7, 0, 100), manifest(9, 1, 300)]), 300);
-        assert_eq!(most(&[manifest(9, 1, 100), manifest(7, 0, 300)]), 300);
+        assert_eq!(most(&[manifest(full, 300), manifest(full, 100)]), 300);
+        assert_eq!(most(&[manifest(full, 100), manifest(full, 300)]), 300);
         // What was before it started over does not come.
-        assert_eq!(
-            most(&[
-                manifest(7, 0, 400),
-                manifest(8, 0, 100),
-                manifest(9, 1, 200)
-            ]),
-            200
-        );
-        assert_eq!(most(&[manifest(7, 0, 900), manifest(9, 1, 100)]), 500);
+        let chain = [
+            manifest(over, 200),
+            manifest(full, 400),
+            manifest(over, 100),
+        ];
+        assert_eq!(most(&chain), 200);
+        assert_eq!(most(&[manifest(full, 100), manifest(full, 900)]), 500);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Plan {
 
     /// What the newest job of this restore recorded.
     pub(super) fn newest_manifest(&self) -> Option<&Manifest> {
-        self.manifests.iter().max_by_key(|manifest| manifest.job_id)
+        Manifest::newest(&self.manifests)
     }
 
     /// Where the bytes of a disk go.
@@ -234,10 +234,7 @@ pub(super) fn plan(
             foreign.vm
         );
     }
-    let manifest = manifests
-        .iter()
-        .max_by_key(|manifest| manifest.job_id)
-        .cloned();
+    let manifest = Manifest::newest(manifests).cloned();
     let key = match &manifest {
         Some(manifest) => manifest
             .key

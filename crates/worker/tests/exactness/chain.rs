@@ -146,6 +146,11 @@ impl Chain {
             (Err(e), _) => return Err(e),
         };
         self.must_it_be_a_delta(&meeting, base, &done)?;
+        // Nearly always the job that the Director names.
+        let base = match &done.base {
+            Some(name) => self.director.jobs.iter().position(|job| job.name == *name),
+            None => base,
+        };
         let point = self.examine(&meeting, base, &done, marked)?;
         let good = fate == Fate::Good;
         let healed = good && point.clean && !left_out;

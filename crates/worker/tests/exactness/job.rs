@@ -40,6 +40,8 @@ pub(crate) struct Order<'a> {
 /// How it went.
 pub(crate) struct Done {
     pub(crate) part: Part,
+    /// The job whose map it was compared with.
+    pub(crate) base: Option<String>,
     /// As in [`worker::backup::part::Part::over`].
     pub(crate) over: Option<Option<String>>,
     /// Where a delta was to look for changes.
@@ -155,6 +157,7 @@ pub(crate) fn run(order: &Order<'_>) -> Result<Done> {
             size: order.size,
             records: tape.records,
         },
+        base: base.map(|base| base.job),
         look,
         over: sent.over,
         read_whole: header.trusting == 0,
