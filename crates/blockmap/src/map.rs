@@ -154,12 +154,16 @@ impl Map {
     /// How many blocks of a range are not zero. Zero stretches of any length cost nothing.
     pub fn nonzero_in(&mut self, blocks: Range<u64>) -> Result<u64, Error> {
         let (mut count, mut from) = (0, blocks.start);
-        while let Some(run) = self
-            .next_nonzero(from)?
-            .filter(|run| run.start < blocks.end)
+        while from < blocks.end
+            && let Some(index) = self.tree.next_page(from / PER_PAGE)?
+            && index * PER_PAGE < blocks.end
         {
-            from = run.end.min(blocks.end);
-            count += from - run.start;
+            let first = index * PER_PAGE;
+            let (start, end) = (from.max(first) - first, (blocks.end - first).min(PER_PAGE));
+            let page = self.tree.page(0, index)?.as_chunks::<8>().0;
+            let some = page.iter().take(end as usize).skip(start as usize);
+            count += some.filter(|fingerprint| **fingerprint != [0; 8]).count() as u64;
+            from = first + PER_PAGE;
         }
         Ok(count)
     }

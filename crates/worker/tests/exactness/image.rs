@@ -263,15 +263,15 @@ impl Image {
 
     /// The newest snapshot goes into the image below, in which the guest goes on.
     pub(crate) fn commit(&mut self) -> Result<bool> {
-        let Some((path, format)) = self.below.pop() else {
+        let args = ["commit", "-q", "-f", self.format, text(&self.path)];
+        // An image below whose bitmaps are broken cannot grow, for example.
+        if self.below.is_empty() || run("qemu-img", &args).is_err() {
             return Ok(false);
-        };
-        run(
-            "qemu-img",
-            &["commit", "-q", "-f", self.format, text(&self.path)],
-        )?;
+        }
         std::fs::remove_file(&self.path)?;
-        (self.path, self.format) = (path, format);
+        if let Some(below) = self.below.pop() {
+            (self.path, self.format) = below;
+        }
         Ok(true)
     }
 
