@@ -47,26 +47,27 @@ pub(super) fn starts(
     ready: &Ready<'_>,
     key: &Key,
 ) -> Result<(Vec<Start>, BTreeSet<String>)> {
-    let hello = &ready.job.hello;
-    let asked = Asked {
-        level: hello.level.unwrap_or(Level::Incremental),
-        base: &hello.prev_job,
-        accurate: hello.accurate,
-        maps: &ready.maps,
-        key,
-    };
-    let records = records(&ready.maps);
-    // Whether the Director has each job that was asked about.
-    let mut there = BTreeMap::new();
+    let asked = asked(ready, key);
+    // Whether the Director has each job that was asked about; their files stay in the restore tree.
+    let mut known_jobs = BTreeMap::new();
     let (mut starts, mut rests_on) = (Vec::new(), BTreeSet::new());
     for (disk, size) in ready.disks.iter().zip(&ready.sizes) {
         let mut known = |file: &str| Ok(session.ask(paths::catalog(ready.vm, file), false)?);
         let mut start = asked.start(&disk.target, *size, &mut known)?;
         if let Some(base) = start.base() {
-            let chain = chain_of(&records, &base.job);
-            match missing(session, ready.vm, &base.job, &chain, &mut there)? {
-                None => rests_on.extend(chain),
-                Some(why) => start = Start::Over(Some(why)),
+            let mut is_there = |job: &str| {
+                if let Some(found) = known_jobs.get(job) {
+                    return Ok(*found);
+                }
+                let found = session
+                    .ask(paths::catalog(ready.vm, &marker(job)), true)?
+                    .found;
+                known_jobs.insert(job.to_owned(), found);
+                Ok(found)
+            };
+            match asked.rests_on(&base.job, &mut is_there)? {
+                Ok(chain) => rests_on.extend(chain),
+                Err(why) => start = Start::Over(Some(why)),
             }
         }
         starts.push(start);
@@ -74,39 +75,16 @@ pub(super) fn starts(
     Ok((starts, rests_on))
 }
 
-/// The jobs that the parts of a job rest on, itself included; none if they are not known.
-fn chain_of(records: &[Record], job: &str) -> Vec<String> {
-    let record = records.iter().find(|record| record.job == job);
-    record.map_or_else(Vec::new, |record| record.chain.clone())
-}
-
-/// Why a chain does not hold; the files of its jobs stay in the restore tree.
-fn missing(
-    session: &mut Session,
-    vm: &str,
-    base: &str,
-    chain: &[String],
-    there: &mut BTreeMap<String, bool>,
-) -> Result<Option<String>> {
-    if chain.is_empty() {
-        return Ok(Some(format!("there is no record of job {base} here")));
+/// What the Director wants of the job at hand.
+pub(super) fn asked<'a>(ready: &'a Ready<'_>, key: &'a Key) -> Asked<'a> {
+    let hello = &ready.job.hello;
+    Asked {
+        level: hello.level.unwrap_or(Level::Incremental),
+        base: &hello.prev_job,
+        accurate: hello.accurate,
+        maps: &ready.maps,
+        key,
     }
-    for job in chain {
-        let found = match there.get(job) {
-            Some(found) => *found,
-            None => {
-                let known = session.ask(paths::catalog(vm, &marker(job)), true)?;
-                there.insert(job.clone(), known.found);
-                known.found
-            }
-        };
-        if !found {
-            return Ok(Some(format!(
-                "job {job}, which it rests on, is gone from the catalog"
-            )));
-        }
-    }
-    Ok(None)
 }
 
 /// The file that says in the catalog that a job is there.
@@ -209,18 +187,45 @@ impl Asked<'_> {
         }
         Ok(Err(why.unwrap_or_default()))
     }
-}
+    /// The jobs that the parts of job `base` rest on, itself included, or why they do not hold. `is_there`
+    /// asks whether the Director has a job.
+    ///
+    /// # Errors
+    /// Those of `is_there`.
+    pub fn rests_on(
+        &self,
+        base: &str,
+        is_there: &mut dyn FnMut(&str) -> Result<bool>,
+    ) -> Result<Result<Vec<String>, String>> {
+        let records = records(self.maps);
+        let Some(record) = records.into_iter().find(|record| record.job == base) else {
+            return Ok(Err(format!("there is no record of job {base} here")));
+        };
+        for job in &record.chain {
+            if !is_there(job)? {
+                return Ok(Err(format!(
+                    "job {job}, which it rests on, is gone from the catalog"
+                )));
+            }
+        }
+        Ok(Ok(record.chain))
+    }
 
-/// The file of a disk that sits on `base`, and of one that starts over in this job.
-pub(super) fn files(ready: &Ready<'_>, target: &str, base: Option<&Header>) -> (String, String) {
-    let hello = &ready.job.hello;
-    let full = hello.level.is_none_or(|level| level == Level::Full);
-    let job = (ready.vm, hello.job.as_str());
-    let over = paths::disk_file(target, (!full).then_some(job));
-    let sits = base.and_then(|base| {
-        let records = records(&ready.maps);
-        let record = records.iter().find(|record| record.job == base.job)?;
-        Some(record.file(target))
-    });
-    (sits.unwrap_or_else(|| over.clone()), over)
+    /// The file of a disk that sits on `base`, and of one that starts over in `job` of `vm`.
+    pub fn files(
+        &self,
+        vm: &str,
+        job: &str,
+        target: &str,
+        base: Option<&Header>,
+    ) -> (String, String) {
+        let over = (self.level != Level::Full).then_some((vm, job));
+        let over = paths::disk_file(target, over);
+        let sits = base.and_then(|base| {
+            let records = records(self.maps);
+            let record = records.iter().find(|record| record.job == base.job)?;
+            Some(record.file(target))
+        });
+        (sits.unwrap_or_else(|| over.clone()), over)
+    }
 }

@@ -46,13 +46,22 @@ impl Record {
     pub(super) fn of(ready: &Ready<'_>, rests_on: BTreeSet<String>, disks: &[Disk]) -> Self {
         let hello = &ready.job.hello;
         let level = hello.level.unwrap_or(Level::Full);
-        let mut record = Self::new(&hello.job, hello.job_id, level, &hello.prev_job);
-        record.chain.extend(rests_on);
         let files = disks.iter();
-        record.files = files
-            .map(|disk| (disk.target.clone(), disk.file.clone()))
-            .collect();
-        record
+        Self::new(&hello.job, hello.job_id, level, &hello.prev_job).with(
+            rests_on,
+            files.map(|disk| (disk.target.clone(), disk.file.clone())),
+        )
+    }
+
+    /// Names the jobs below that its parts rest on, and the file of each disk in the catalog, by target.
+    pub fn with(
+        mut self,
+        rests_on: impl IntoIterator<Item = String>,
+        files: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
+        self.chain.extend(rests_on);
+        self.files.extend(files);
+        self
     }
 
     /// The file of a disk in the catalog.

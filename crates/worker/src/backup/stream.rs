@@ -71,7 +71,8 @@ pub(super) fn disk(
         cluster: image.cluster.unwrap_or(LARGEST_CLUSTER),
         limit: None,
     };
-    let (sits, over_file) = chain::files(ready, target, base.as_ref());
+    let asked = chain::asked(ready, key);
+    let (sits, over_file) = asked.files(ready.vm, &ready.job.hello.job, target, base.as_ref());
     let mut sending = Sending {
         session: &*session,
         vm: ready.vm,
