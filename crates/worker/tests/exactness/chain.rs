@@ -14,7 +14,7 @@ use worker::backup::{Record, prune};
 use crate::director::{Director, Job, Part, apply, bare_length};
 use crate::examine::examine;
 use crate::hazard::{Fate, Plan};
-use crate::job::{self, Done, Order};
+use crate::job::{self, Done, Order, TARGET};
 use crate::report::Tally;
 
 /// A disk at the instant of a job, copied without any code of ours.
@@ -110,7 +110,8 @@ impl Chain {
             level,
             base: &base_name,
             accurate: meeting.plan.accurate,
-            known: self.director.known(level),
+            known: &|file| self.director.known(level, file),
+            is_there: &|job| self.director.is_there(level, job),
             part_id: meeting.plan.part_id,
             maps: &self.maps,
             key: &self.key,
@@ -131,6 +132,7 @@ impl Chain {
             (Err(_), Fate::Cancelled(_)) => {
                 let part = Part {
                     id: meeting.plan.part_id,
+                    file: String::new(),
                     delta_seq: 0,
                     size: 0,
                     records: Vec::new(),
@@ -155,12 +157,14 @@ impl Chain {
         let good = fate == Fate::Good;
         let healed = good && point.clean && !left_out;
         let sits_on = base.filter(|_| done.over.is_none());
+        let file = done.part.file.clone();
         self.enter(name.clone(), level, good, left_out, sits_on, done.part);
         self.points.push(Some(point));
         let number = self.points.len();
         let keep = match fate {
             Fate::Good | Fate::Failed => {
-                let record = Record::new(&name, number as u32, level, &base_name);
+                let record = Record::new(&name, number as u32, level, &base_name)
+                    .with(done.rests_on, [(TARGET.into(), file)]);
                 record.write(&self.maps)?;
                 Some(prune(&self.maps, &record, self.differentials))
             }
@@ -185,7 +189,7 @@ impl Chain {
             level,
             good,
             left_out,
-            gone: false,
+            gone: None,
             sits_on,
             part: Arc::new(part),
         });
@@ -210,14 +214,18 @@ impl Chain {
         let Some(point) = &self.points[base] else {
             bail!("the Director's base recorded nothing");
         };
-        let known = self.director.known(meeting.plan.level);
+        let director = &self.director;
+        let (level, part) = (meeting.plan.level, &director.jobs[base].part);
+        let known = director.known(level, &part.file);
+        let mut below = director.lineage(base).into_iter();
         // Two jobs that came to their end here, and were bad: the maps below may be gone.
         let later = self.points[base + 1..].iter().flatten().count();
         let excused = point.spoiled
             || !meeting.plan.accurate
             || later > 1
             || meeting.truth.len() < point.truth.len()
-            || known.part != self.director.jobs[base].part.id
+            || known.part != part.id
+            || below.any(|number| director.jobs[number].gone.is_some())
             || why.starts_with("the change (");
         ensure!(excused, "it started over: {why}");
         Ok(())
@@ -279,7 +287,7 @@ impl Chain {
         };
         if jobs != self.director.lineage(number) {
             ensure!(
-                self.director.tampered,
+                self.director.lost_since(number),
                 "a restore of job {number} reads the parts of {jobs:?}, and it sits on {:?}",
                 self.director.lineage(number)
             );

@@ -9,6 +9,8 @@ use relay::message::{Known, Level};
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) id: u64,
+    /// Its name in the catalog.
+    pub(crate) file: String,
     pub(crate) delta_seq: u32,
     /// `st_size`.
     pub(crate) size: u64,
@@ -25,8 +27,8 @@ pub(crate) struct Job {
     pub(crate) good: bool,
     /// Its times overlap with those of its Full, so that it is left out of every chain.
     pub(crate) left_out: bool,
-    /// Purged, or deleted by hand.
-    pub(crate) gone: bool,
+    /// Purged, or deleted by hand, when there were so many jobs.
+    pub(crate) gone: Option<usize>,
     /// Number of the job whose part this one's part sits on, for the oracle.
     pub(crate) sits_on: Option<usize>,
     pub(crate) part: Arc<Part>,
@@ -35,14 +37,12 @@ pub(crate) struct Job {
 #[derive(Default)]
 pub(crate) struct Director {
     pub(crate) jobs: Vec<Job>,
-    /// Were jobs taken out of the middle of chains?
-    pub(crate) tampered: bool,
 }
 
 impl Director {
     fn good(&self, number: usize) -> bool {
         let job = &self.jobs[number];
-        job.good && !job.gone
+        job.good && job.gone.is_none()
     }
 
     fn last(&self, of: &[Level], until: usize, chained: bool) -> Option<usize> {
@@ -92,10 +92,12 @@ impl Director {
         chain
     }
 
-    /// What a job of this level is told of the disk.
-    pub(crate) fn known(&self, level: Level) -> Known {
+    /// What a job of this level is told of a file. Of a disk there is only the file of the last job: one that
+    /// a job did not send is deleted.
+    pub(crate) fn known(&self, level: Level, file: &str) -> Known {
         let chain = self.chain(self.jobs.len(), level == Level::Differential);
         let part = chain.last().map(|number| &self.jobs[*number].part);
+        let part = part.filter(|part| part.file == file);
         Known {
             found: part.is_some(),
             part: part.map_or(0, |part| part.id),
@@ -103,18 +105,32 @@ impl Director {
         }
     }
 
-    /// The jobs whose parts a restore of job `number` reads, in order: the newest part that starts the disk
-    /// and all that follow. Nothing if the job cannot be restored by itself.
+    /// Is a job among those that one of this level is told of?
+    pub(crate) fn is_there(&self, level: Level, name: &str) -> bool {
+        let chain = self.chain(self.jobs.len(), level == Level::Differential);
+        chain.iter().any(|number| self.jobs[*number].name == name)
+    }
+
+    /// The jobs whose parts a restore of job `number` reads, in order: of the parts of its file the newest that
+    /// starts it and all that follow. Nothing if the job cannot be restored by itself.
     pub(crate) fn restore(&self, number: usize) -> Vec<usize> {
         let job = &self.jobs[number];
         if !self.good(number) || job.left_out {
             return Vec::new();
         }
-        let chain = self.chain(number + 1, false);
+        let mut chain = self.chain(number + 1, false);
+        chain.retain(|number| self.jobs[*number].part.file == job.part.file);
         let start = chain
             .iter()
             .rposition(|number| self.jobs[*number].part.delta_seq == 0);
         chain[start.unwrap_or(0)..].to_vec()
+    }
+
+    /// Was a job on which job `number` rests taken out after that was made?
+    pub(crate) fn lost_since(&self, number: usize) -> bool {
+        let lineage = self.lineage(number);
+        let mut gone = lineage.iter().filter_map(|below| self.jobs[*below].gone);
+        gone.any(|when| when > number)
     }
 
     /// The jobs whose parts hold the state of job `number`, in order, whatever the Director thinks.

@@ -180,8 +180,8 @@ impl Chain {
     fn take_out(&mut self, rng: &mut Rng) -> Option<String> {
         let count = self.points.len() as u64;
         let number = rng.below(count.max(1)) as usize;
-        self.director.jobs.get_mut(number)?.gone = true;
-        self.director.tampered = true;
+        let gone = &mut self.director.jobs.get_mut(number)?.gone;
+        *gone = gone.or(Some(count as usize));
         Some(format!("job {number} is deleted"))
     }
 

@@ -6,10 +6,11 @@ use anyhow::{Result, bail};
 use blockmap::{BLOCK, Key};
 use relay::message::{Known, Level};
 use worker::backup::part::{self, Records};
-use worker::backup::{Asked, Export, Look, Reading, map_path, where_to_look};
+use worker::backup::{Asked, Export, Look, Reading, Start, map_path, where_to_look};
 
 use crate::director::Part;
 
+pub(crate) const VM: &str = "m";
 pub(crate) const TARGET: &str = "vda";
 
 /// What a job is given.
@@ -19,7 +20,9 @@ pub(crate) struct Order<'a> {
     /// Name of the job to build on.
     pub(crate) base: &'a str,
     pub(crate) accurate: bool,
-    pub(crate) known: Known,
+    /// What the Director knows of a file, and whether it has a job.
+    pub(crate) known: &'a dyn Fn(&str) -> Known,
+    pub(crate) is_there: &'a dyn Fn(&str) -> bool,
     pub(crate) part_id: u64,
     pub(crate) maps: &'a Path,
     pub(crate) key: &'a Key,
@@ -42,6 +45,8 @@ pub(crate) struct Done {
     pub(crate) part: Part,
     /// The job whose map it was compared with.
     pub(crate) base: Option<String>,
+    /// The jobs below that its part rests on.
+    pub(crate) rests_on: Vec<String>,
     /// As in [`worker::backup::part::Part::over`].
     pub(crate) over: Option<Option<String>>,
     /// Where a delta was to look for changes.
@@ -103,7 +108,14 @@ pub(crate) fn run(order: &Order<'_>) -> Result<Done> {
         maps: order.maps,
         key: order.key,
     };
-    let start = asked.start(TARGET, order.size, &mut |_| Ok(order.known))?;
+    let mut start = asked.start(TARGET, order.size, &mut |file| Ok((order.known)(file)))?;
+    let mut rests_on = Vec::new();
+    if let Some(base) = start.base() {
+        match asked.rests_on(&base.job, &mut |job| Ok((order.is_there)(job)))? {
+            Ok(chain) => rests_on = chain,
+            Err(why) => start = Start::Over(Some(why)),
+        }
+    }
     let look = start.base().map(|base| {
         let bitmap = match base.job == order.base {
             true => order.bitmap.as_ref().map(|_| ()).map_err(String::clone),
@@ -145,6 +157,7 @@ pub(crate) fn run(order: &Order<'_>) -> Result<Done> {
     let sent = part::send(&mut reading, header, start, look, &mut tape)?;
     export.close()?;
     let header = sent.map.header().clone();
+    let (sits, over) = asked.files(VM, order.name, TARGET, base.as_ref());
     // As the plugin and Bacula count.
     let delta_seq = tape.delta_on.map_or(0, |base| base + 1);
     assert_eq!(header.delta_seq, delta_seq, "the map says another sequence");
@@ -153,11 +166,13 @@ pub(crate) fn run(order: &Order<'_>) -> Result<Done> {
     let done = Done {
         part: Part {
             id: order.part_id,
+            file: if delta_seq == 0 { over } else { sits },
             delta_seq,
             size: order.size,
             records: tape.records,
         },
         base: base.map(|base| base.job),
+        rests_on: if delta_seq == 0 { Vec::new() } else { rests_on },
         look,
         over: sent.over,
         read_whole: header.trusting == 0,
