@@ -17,9 +17,9 @@ const GRANULE: u64 = 64 << 10;
 /// Most memory of the process, with the server and this test in it.
 const MEMORY: u64 = 256 << 20;
 
-/// In unoptimized code a tenth of it takes as long.
+/// In unoptimized code a twentieth of it takes as long.
 const EXTENTS: u64 = if cfg!(debug_assertions) {
-    100_000
+    50_000
 } else {
     1_000_000
 };

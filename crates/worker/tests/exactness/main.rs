@@ -29,7 +29,7 @@ mod run;
 mod serve;
 
 /// What a debug build does in some 20 s.
-const SEQUENCES: u64 = 100;
+const SEQUENCES: u64 = 60;
 /// Likewise, in some 30 s.
 const QEMU_SEQUENCES: u64 = 20;
 
