@@ -207,7 +207,7 @@ mod tests {
             creation_time: Some(7),
             ..view
         };
-        let again = checkpoint_again_xml(&view, &[HOSTILE]).unwrap();
+        let again = checkpoint_again_xml(&view, &["vda"]).unwrap();
         assert_eq!(CheckpointView::parse(&again).unwrap(), view);
         let none = CheckpointView::parse(&checkpoint_again_xml(&view, &[]).unwrap()).unwrap();
         assert!(none.disks.iter().all(|disk| disk.bitmap.is_none()));
