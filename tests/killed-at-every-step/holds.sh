@@ -49,10 +49,13 @@ fault() {
 
 # ---- what must hold afterwards
 
-# The socket's file outlives the guard that listened on it, so somebody must be behind it.
-answering() { virsh -q list && socat -u OPEN:/dev/null UNIX-CONNECT:/run/lab-backup/guard.sock; }
+# The socket's file outlives the guard that listened on it, and one that stands still listens as well, until systemd replaces it.
+answering() { virsh -q list && socat -u OPEN:/dev/null UNIX-CONNECT:/run/lab-backup/guard.sock && guard_moves; }
+guard_moves() { [[ $(sed 's/.*) //' "/proc/$(guard_pid)/stat") != T* ]]; }
 no_worker() { [ -z "$(systemctl list-units --no-legend 'lab-backup-worker@*')" ]; }
 unleased() { ! compgen -G "$leases/*.json"; }
+# The guard sees within its next look that the scratch is gone.
+unclaimed() { ! compgen -G "/run/lab-backup/claims/*.json"; }
 fd_answers() { (exec 3<>/dev/tcp/127.0.0.1/9102); }
 
 # everything_back: what was killed runs again, by its own means, but for the File Daemon, which Debian does not restart.
@@ -123,6 +126,7 @@ cleared() {
     until_true 60 no_worker || wrong "$1: a worker is still there: $(systemctl list-units --no-legend 'lab-backup-worker@*')"
     until_true 60 unleased || wrong "$1: a lease is still there"
     timeout 120 "$repair" repair >"$dir/repair" 2>&1 || wrong "$1: repair: $(cat "$dir/repair")"
+    until_true 5 unclaimed || true
     for vm in "${vms[@]}"; do
         said=$( (trap - EXIT; clean "$vm") 2>&1) || { wrong "$1: after one repair: $said"; force_clean; }
     done

@@ -117,3 +117,15 @@ frozen() {
         sleep 0.02
     done
 }
+# second_begin: the guest is frozen, its begin is refused for a bitmap and another one follows; the worker is stopped somewhere in there.
+second_begin() {
+    local checkpoint
+    stopped_at "$agent" fdatasync "${agent_step["journal: freeze"]}" || die "$agent: the job ended before its freeze"
+    checkpoint=$(cat /var/lib/lab-backup/journal/"$agent"@*.jsonl | jq -r 'select(.do == "checkpoint").name')
+    # One that is there already, by the name that the job is about to use.
+    virsh -q checkpoint-create-as "$agent" "$checkpoint" --diskspec vda,checkpoint=bitmap >/dev/null
+    kill -CONT "${worker[$agent]}"
+    until_true 10 compgen -G "$leases/*.json" || die "there was no lease"
+    sleep 0.32
+    kill -STOP "${worker[$agent]}"
+}

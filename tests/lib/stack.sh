@@ -66,14 +66,15 @@ backup() {
     echo "$id"
 }
 
-# clean VM [DOMAIN]: nothing of ours is left: no backup job, scratch, socket, journal, lease, claim, worker, no checkpoint of a failed job.
+# clean VM [DOMAIN]: nothing of ours is left: no backup job, scratch, socket, journal, lease, claim, worker, no checkpoint of a failed job
+# (those of a domain that is off stay until it runs: nothing can be removed from its images before).
 clean() {
     local left
     left=$(inside bash -c '
         exec 2>/dev/null
         ls -A '"$scratch"' /run/lab-backup/nbd /run/lab-backup/leases /run/lab-backup/claims /var/lib/lab-backup/journal | grep -v ":$" | grep .
         virsh backup-dumpxml "$1" && echo "a backup job of $1"
-        for name in $(virsh -q checkpoint-list "$1" --name | grep ^lab-backup-); do
+        [ "$(virsh -q domstate "$1")" = "shut off" ] || for name in $(virsh -q checkpoint-list "$1" --name | grep ^lab-backup-); do
             compgen -G "/var/lib/lab-backup/maps/*/${name#lab-backup-}.json" >/dev/null || echo "checkpoint $name"
         done
         systemctl list-units --no-legend "lab-backup-worker@*"
