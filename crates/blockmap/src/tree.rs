@@ -10,10 +10,11 @@
 //! * a changed page that leaves the cache is written and its digest put into the page above.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+
+use rustix::io::Errno;
 
 use crate::key::{Key, KeyId, Root, digest};
 use crate::sparse;
@@ -64,9 +65,14 @@ impl Keys {
 
     /// The digest of a page of `level`.
     pub(crate) fn digest(&self, level: usize, page: &Page) -> Digest {
-        if is_zero(page) {
-            return ZERO;
+        match is_zero(page) {
+            true => ZERO,
+            false => self.hash(level, page),
         }
+    }
+
+    /// The digest of a page that is not all zero.
+    fn hash(&self, level: usize, page: &Page) -> Digest {
         let [page_key, node_keys @ ..] = self.level;
         let key = level.checked_sub(1).and_then(|node| node_keys.get(node));
         digest(*key.unwrap_or(&page_key), page)
@@ -190,8 +196,8 @@ impl Tree {
             .as_ref()
             .is_none_or(|slot| slot.index != index)
         {
-            self.evict(level, index)?;
-            let page = self.fetch(level, index)?;
+            let room = self.evict(level, index)?;
+            let page = self.fetch(level, index, room)?;
             *self.slot(level, index) = Some(Slot {
                 index,
                 dirty: false,
@@ -201,27 +207,41 @@ impl Tree {
         Ok(self.slot(level, index).as_mut().expect("filled just above"))
     }
 
-    /// Reads a page from the file and compares it with the digest above.
-    fn fetch(&mut self, level: usize, index: u64) -> Result<Box<Page>, Error> {
-        let mut page = Box::new([0; PAGE]);
+    /// Reads a page from the file, into `room` if there is some, and compares it with the digest above.
+    fn fetch(
+        &mut self,
+        level: usize,
+        index: u64,
+        room: Option<Box<Page>>,
+    ) -> Result<Box<Page>, Error> {
         let due = self.digest_of(level, index)?;
+        let mut page = room.unwrap_or_else(|| Box::new([0; PAGE]));
         // A zero digest says it all. This keeps a walk over holes out of the file system.
-        if due != ZERO {
-            self.read(position(level, index), &mut page)?;
-            if self.keys.digest(level, &page) != due {
-                return Err(self.damage(level, index));
-            }
+        if due == ZERO {
+            page.fill(0);
+            return Ok(page);
         }
-        Ok(page)
+        self.read(position(level, index), &mut page)?;
+        match self.keys.hash(level, &page) == due {
+            true => Ok(page),
+            false => Err(self.damage(level, index)),
+        }
     }
 
     pub(crate) fn read(&self, at: u64, page: &mut Page) -> Result<(), Error> {
-        self.file
-            .read_exact_at(page, at * PAGE as u64)
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => Error::damaged(&self.path, "it is too short"),
-                _ => Error::io("read", &self.path)(e),
-            })
+        let (mut at, mut rest) = (at * PAGE as u64, &mut page[..]);
+        while !rest.is_empty() {
+            match rustix::io::pread(&self.file, &mut *rest, at) {
+                Ok(0) => return Err(Error::damaged(&self.path, "it is too short")),
+                Ok(len) => {
+                    rest = rest.get_mut(len..).unwrap_or_default();
+                    at += len as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::io("read", &self.path)(e)),
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn damage(&self, level: usize, index: u64) -> Error {
@@ -255,11 +275,11 @@ impl Tree {
         Ok(())
     }
 
-    /// Empties the slot that `index` needs. On failure the page stays, still dirty.
-    fn evict(&mut self, level: usize, index: u64) -> Result<(), Error> {
+    /// Empties the slot that `index` needs and hands back the memory. On failure the page stays, still dirty.
+    fn evict(&mut self, level: usize, index: u64) -> Result<Option<Box<Page>>, Error> {
         // Pages above are loaded on the way, never one of this level.
         let Some(slot) = self.slot(level, index).take() else {
-            return Ok(());
+            return Ok(None);
         };
         if slot.dirty
             && let Err(e) = self.write(level, &slot)
@@ -267,7 +287,7 @@ impl Tree {
             *self.slot(level, index) = Some(slot);
             return Err(e);
         }
-        Ok(())
+        Ok(Some(slot.page))
     }
 
     fn write(&mut self, level: usize, slot: &Slot) -> Result<(), Error> {

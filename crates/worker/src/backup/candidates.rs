@@ -1,5 +1,9 @@
 //! Where a disk may have changed: ranges that are read, in ascending order, never collected.
 
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::mpsc::sync_channel;
+
 use anyhow::{Context, Error, Result};
 use blockmap::{BLOCK, Map, MapWriter, blocks_of};
 use nbd::extent::{self, DIRTY};
@@ -9,6 +13,10 @@ use super::export::{Dirty, Export};
 
 /// How much of a bitmap is kept in memory at once, in bytes of the disk.
 const STRETCH: u64 = 1 << 30;
+
+/// Extents that are handed to the thread that counts at once, and how many such batches may wait.
+const BATCH: usize = 1024;
+const BATCHES: usize = 4;
 
 /// Ranges to be read.
 pub(super) type Extents<'a> = Box<dyn Iterator<Item = Result<Extent>> + 'a>;
@@ -87,11 +95,7 @@ pub(super) fn weigh(export: &mut Export, base: &mut Map, cluster: u64) -> Result
     let known = known(base.header().size, size);
     let told = export.dirty.as_mut().context("there is no bitmap")?;
     let extents = dirty(&mut export.layout, told, known)?;
-    let mut blocks = 0;
-    for extent in extent::align(extents, BLOCK as u64, size) {
-        let extent = extent?;
-        blocks += base.nonzero_in(extent.offset / BLOCK as u64..blocks_of(extent.end()))?;
-    }
+    let mut blocks = nonzero_of(extent::align(extents, BLOCK as u64, size), base)?;
     let witness = match blocks < base.nonzero_blocks() {
         true => last_clean(export, base)?,
         false => None,
@@ -105,6 +109,39 @@ pub(super) fn weigh(export: &mut Export, base: &mut Map, cluster: u64) -> Result
     }
     let few = blocks <= base.nonzero_blocks().saturating_sub(blocks);
     Ok(Trust { witness, from, few })
+}
+
+/// How many blocks of some extents the base holds. They are counted on a thread of its own: to read and check the
+/// pages of a map takes longer than to be told of a million extents.
+fn nonzero_of(mut extents: impl Iterator<Item = Result<Extent>>, base: &mut Map) -> Result<u64> {
+    std::thread::scope(|scope| {
+        let (to, from) = sync_channel::<Vec<Range<u64>>>(BATCHES);
+        let counter = scope.spawn(move || {
+            let ranges = from.into_iter().flatten();
+            ranges
+                .map(|blocks| base.nonzero_in(blocks))
+                .sum::<Result<u64, _>>()
+        });
+        let told = loop {
+            let batch = extents.by_ref().take(BATCH).map(|extent| {
+                extent.map(|extent| extent.offset / BLOCK as u64..blocks_of(extent.end()))
+            });
+            match batch.collect::<Result<Vec<_>>>() {
+                Ok(batch) if batch.is_empty() => break Ok(()),
+                Ok(batch) => {
+                    // It ended before, for a reason that is the answer.
+                    if to.send(batch).is_err() {
+                        break Ok(());
+                    }
+                }
+                Err(e) => break Err(e),
+            }
+        };
+        drop(to);
+        let counted = counter.join().unwrap_or_else(|panic| resume_unwind(panic));
+        told?;
+        Ok(counted?)
+    })
 }
 
 /// The last block that the base holds and the bitmap calls clean.
