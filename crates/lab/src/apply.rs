@@ -10,12 +10,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::bconsole::{self, Console};
-use crate::desired::{Desired, Image, Owner, Scope, Service, Source};
+use crate::desired::{Desired, Image, Owner, Scope, Sentinel, Service, Source};
 use crate::host::{Feed, Host, Login, Run};
 use crate::observe::{self, State};
 use crate::plan::{Action, Plan};
 use crate::process::Output;
-use crate::render::{DIRECTOR, FD_CONF};
+use crate::render::{DIRECTOR, FD_CONF, SENTINEL};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,9 @@ pub(crate) enum Error {
     /// The account is missing although it was made.
     #[error("account {0} is not there; is it made by another system, such as LDAP?")]
     NoAccount(String),
+    /// The directory of the volumes has the mark of another lab.
+    #[error("{path} is the mark of another lab-backup; name another directory, or remove it if that lab is gone", path = .0.display())]
+    Foreign(PathBuf),
     /// The host cannot be looked at.
     #[error(transparent)]
     Observe(#[from] observe::Error),
@@ -159,13 +162,21 @@ impl Applier<'_> {
                 run.stdin = Some(Feed::Pipe(secret.file.clone()));
                 self.must(&run)
             }
+            Action::Sentinel(sentinel) => self.sentinel(sentinel),
+            Action::ReadUnits => self.must(&Run::new(&["systemctl", "daemon-reload"])),
             Action::Generate => {
                 let run = Run::new(&["systemctl", "--user", "daemon-reload"]);
                 self.must(&run.login(self.login()?))
             }
             Action::Enable(service) => {
                 self.systemctl(service, &["enable"])?;
-                self.up(service, "restart")
+                // What reads nothing of ours may run already, such as a mount: it goes on.
+                let verb = if service.starts_with.is_empty() {
+                    "start"
+                } else {
+                    "restart"
+                };
+                self.up(service, verb)
             }
             Action::Start(service) => self.up(service, "start"),
             Action::Restart(service) => self.up(service, "restart"),
@@ -174,6 +185,26 @@ impl Applier<'_> {
                 self.note(service)
             }
         }
+    }
+
+    /// By the account's own hand: on a share root is nobody.
+    fn sentinel(&mut self, sentinel: &Sentinel) -> Result<(), Error> {
+        let path = sentinel.path.to_string_lossy();
+        let cat = Run::new(&["cat", "--", &path]).login(self.login()?);
+        let found = self.run(&cat)?;
+        if found.ok() && found.stdout != sentinel.text {
+            return Err(Error::Foreign(sentinel.path.clone()));
+        }
+        if !found.ok() {
+            let mut tee = Run::new(&["tee", "--", &path]).login(self.login()?);
+            tee.stdin = Some(Feed::File(sentinel.record.clone()));
+            self.must(&tee)?;
+        }
+        let noted = self
+            .state
+            .applied
+            .note(self.host, SENTINEL, sentinel.applied());
+        noted.map_err(|source| write_error(crate::applied::Applied::PATH.as_ref(), source))
     }
 
     fn account(&mut self, name: &str, uid: u32) -> Result<(), Error> {
@@ -302,7 +333,7 @@ impl Applier<'_> {
             let journal = self.journal(service);
             return Err(match error {
                 Error::Failed { .. } if !journal.is_empty() => Error::Unit {
-                    unit: service.unit.into(),
+                    unit: service.unit.clone(),
                     journal,
                 },
                 other => other,
@@ -321,7 +352,7 @@ impl Applier<'_> {
             run = run.login(self.login()?);
         }
         run.argv.extend(verb.iter().map(|v| (*v).to_owned()));
-        run.argv.push(service.unit.into());
+        run.argv.push(service.unit.clone());
         self.must(&run)
     }
 
@@ -380,7 +411,7 @@ impl Applier<'_> {
         let noted = self
             .state
             .applied
-            .note(self.host, service.unit, service.applied());
+            .note(self.host, &service.unit, service.applied());
         noted.map_err(|source| write_error(crate::applied::Applied::PATH.as_ref(), source))
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) storage: Storage,
     /// `[images]`.
     pub(crate) images: Images,
+    /// `[alerts]`.
+    pub(crate) alerts: Alerts,
     /// `[account]`.
     pub(crate) account: Account,
     /// `[tiers.N]` as named in the file.
@@ -55,6 +57,10 @@ pub(crate) struct Lab {
 pub(crate) struct Storage {
     /// Directory of the volumes.
     pub(crate) dir: Option<String>,
+    /// What is mounted there, such as `nas.example.org:/export/lab-backup`; absent means a local directory.
+    pub(crate) nfs: Option<String>,
+    /// What a write does when the server is silent: `softerr`, `soft` or `hard`.
+    pub(crate) nfs_mode: Option<String>,
     /// Upper bound of a volume, such as `50GiB`.
     pub(crate) volume_size: Option<String>,
     /// Jobs that may use the storage at once.
@@ -73,6 +79,21 @@ pub(crate) struct Images {
     pub(crate) director: Option<String>,
     /// Ready-made image of the Storage Daemon.
     pub(crate) storage: Option<String>,
+}
+
+/// Who hears of jobs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Alerts {
+    /// Addresses that get mail.
+    #[serde(default)]
+    pub(crate) mail: Vec<String>,
+    /// Of which jobs: `all`, or `problems`.
+    pub(crate) on: Option<String>,
+    /// Address of the sender.
+    pub(crate) from: Option<String>,
+    /// Mail server as `name` or `name:port`.
+    pub(crate) smtp: Option<String>,
 }
 
 /// Who runs the containers.
@@ -178,6 +199,7 @@ impl<'t> Reader<'t> {
             "lab" => config.lab = self.value(&key, line, value).unwrap_or_default(),
             "storage" => config.storage = self.value(&key, line, value).unwrap_or_default(),
             "images" => config.images = self.value(&key, line, value).unwrap_or_default(),
+            "alerts" => config.alerts = self.value(&key, line, value).unwrap_or_default(),
             "account" => config.account = self.value(&key, line, value).unwrap_or_default(),
             "tiers" => config.tiers = self.map(&key, line, value),
             "hypervisors" => config.hypervisors = self.map(&key, line, value),
@@ -186,7 +208,7 @@ impl<'t> Reader<'t> {
                 line,
                 &key,
                 "is not a key of lab.toml",
-                "remove it; the top level knows version, lab, storage, images, account, tiers, \
+                "remove it; the top level knows version, lab, storage, images, alerts, account, tiers, \
                  hypervisors and vms",
             )),
         }

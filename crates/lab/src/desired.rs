@@ -90,7 +90,7 @@ pub(crate) enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Service {
     /// Its full name.
-    pub(crate) unit: &'static str,
+    pub(crate) unit: String,
     /// Whose.
     pub(crate) scope: Scope,
     /// Must it be enabled by hand? Generated units are enabled by their file.
@@ -103,6 +103,20 @@ pub(crate) struct Service {
     /// Configuration that it reads. Somebody may have changed a file and started the unit since,
     /// so a file that had to be put right is read again whatever the fingerprints say.
     pub(crate) files: Vec<PathBuf>,
+}
+
+/// The mark of the directory of the volumes: where it is missing, something else lies at that path, such as the
+/// empty directory below a share that is not mounted, and the Storage Daemon does not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sentinel {
+    /// The file in that directory.
+    pub(crate) path: PathBuf,
+    /// A file of ours with the same text.
+    pub(crate) record: PathBuf,
+    /// What both hold.
+    pub(crate) text: String,
+    /// Names the directory; when it changes, another one is marked.
+    pub(crate) place: String,
 }
 
 /// All of it, in the order in which it comes to be.
@@ -122,6 +136,10 @@ pub(crate) struct Desired {
     pub(crate) images: Vec<Image>,
     /// Podman secrets.
     pub(crate) secrets: Vec<Secret>,
+    /// What must be mounted before the sentinel can be seen.
+    pub(crate) mounts: Vec<Service>,
+    /// The mark of the directory of the volumes.
+    pub(crate) sentinel: Sentinel,
     /// Units.
     pub(crate) services: Vec<Service>,
 }

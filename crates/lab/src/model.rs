@@ -4,6 +4,7 @@
 //! may stand in a unit file, a Bacula resource or a path.
 
 mod check;
+mod outside;
 mod tier;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::config::{self, Config};
 use crate::problem::{Problem, Problems};
 
 use check::Checker;
+pub(crate) use outside::{Alerts, Nfs, NfsMode};
 pub(crate) use tier::Tier;
 
 /// The whole lab.
@@ -31,6 +33,8 @@ pub(crate) struct Model {
     pub(crate) storage: Storage,
     /// What containers are made of.
     pub(crate) images: Images,
+    /// Who hears of jobs; absent means nobody.
+    pub(crate) alerts: Option<Alerts>,
     /// Login name of the account that runs the containers.
     pub(crate) account: String,
     /// Policies by tier number; the four shipped tiers are always there.
@@ -46,6 +50,8 @@ pub(crate) struct Model {
 pub(crate) struct Storage {
     /// Directory on this host.
     pub(crate) dir: PathBuf,
+    /// What is mounted there; absent means a local directory.
+    pub(crate) nfs: Option<Nfs>,
     /// Upper bound of a volume, in bytes.
     pub(crate) volume_bytes: u64,
     /// Jobs that may use the storage at once; at least 2.
@@ -117,6 +123,7 @@ fn resolve(config: Config, problems: Vec<Problem>) -> Result<Model, Problems> {
         name: check.label("lab.name", config.lab.name.as_deref(), "lab"),
         storage: check.storage(&config.storage),
         images: check.images(&config.images),
+        alerts: check.alerts(&config.alerts, &address),
         account: check.account(config.account.name.as_deref()),
         hypervisor: check.hypervisor(&config.hypervisors, &address),
         vms: check.vms(&config.vms, &tiers),

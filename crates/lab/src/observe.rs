@@ -15,7 +15,7 @@ use crate::applied::Applied;
 use crate::desired::{Desired, Scope, Service, fingerprint};
 use crate::host::{Found, Host, Login, Run};
 use crate::model::{Base, Model};
-use crate::render::{CONTAINERS, Facts, SECRETS, SECRETS_DIR};
+use crate::render::{CONTAINERS, Facts, SECRETS, SECRETS_DIR, SENTINEL, STORAGE_DIR};
 
 /// Oldest podman whose unit keys we use.
 const PODMAN: (u32, u32) = (5, 4);
@@ -82,10 +82,12 @@ pub(crate) struct State {
     pub(crate) units: BTreeMap<String, UnitState>,
     /// What the units run with.
     pub(crate) applied: Applied,
+    /// What the mark of the directory of the volumes holds; none if it is not there or cannot be read.
+    pub(crate) sentinel: Option<String>,
 }
 
 /// Checks that this host can carry the stack at all.
-pub(crate) fn ready(host: &dyn Host) -> Result<(), Error> {
+pub(crate) fn ready(host: &dyn Host, model: &Model) -> Result<(), Error> {
     let mut missing = Vec::new();
     let tools = [
         ("podman", "podman"),
@@ -97,7 +99,9 @@ pub(crate) fn ready(host: &dyn Host) -> Result<(), Error> {
         ("bconsole", "bacula-console"),
         ("bacula-fd", "bacula-fd or bacula-client"),
     ];
-    for (tool, package) in tools {
+    let nfs = model.storage.nfs.as_ref();
+    let nfs = nfs.map(|_| ("mount.nfs4", "nfs-utils or nfs-common"));
+    for (tool, package) in tools.into_iter().chain(nfs) {
         let run = Run::new(&["sh", "-c", "command -v \"$1\"", "sh", tool]);
         if !host.run(&run).is_ok_and(|o| o.ok()) {
             missing.push(format!(
@@ -163,6 +167,15 @@ pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
         }
         Ok(paths.first().copied().unwrap_or_default().into())
     };
+    let account = login(host, &model.account)?;
+    let dir = &model.storage.dir;
+    let record = look(host, &Path::new(STORAGE_DIR).join("sentinel"))?.map(|found| found.text);
+    let marked = sentinel(host, &dir.join(SENTINEL), account.as_ref());
+    let known = [record, marked].into_iter().flatten();
+    let known = known
+        .map(|text| text.trim().to_owned())
+        .find(|id| is_secret(id));
+    let mounts = look(host, Path::new("/proc/self/mountinfo"))?;
     let base = match &model.images.base {
         Base::Tar(tar) => Some(content(tar)?),
         Base::Image(_) => None,
@@ -174,7 +187,29 @@ pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
         secrets,
         sources,
         base,
+        sentinel: match known {
+            Some(id) => id,
+            None => new_secret()?,
+        },
+        mounted: mounts.is_some_and(|found| is_mounted(&found.text, dir)),
+        selinux: look(host, Path::new("/sys/fs/selinux/enforce"))?.is_some(),
     })
+}
+
+/// Is something mounted at a path? proc_pid_mountinfo(5); such a path has no characters that are escaped there.
+fn is_mounted(mounts: &str, path: &Path) -> bool {
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.into_iter().any(|point| Path::new(point) == path)
+}
+
+/// What the mark holds. Read by the account: on a share root is nobody.
+fn sentinel(host: &dyn Host, path: &Path, account: Option<&Login>) -> Option<String> {
+    let Some(account) = account else {
+        return look(host, path).ok().flatten().map(|found| found.text);
+    };
+    let cat = Run::new(&["cat", "--", &path.to_string_lossy()]).login(account);
+    let output = host.run(&cat).ok()?;
+    output.ok().then_some(output.stdout)
 }
 
 /// A password may stand unquoted in a Bacula file and in quotes in SQL.
@@ -249,10 +284,11 @@ pub(crate) fn state(host: &dyn Host, desired: &Desired) -> Result<State, Error> 
     if let Some(login) = &login {
         account(host, desired, login, &mut state)?;
     }
-    for service in &desired.services {
+    for service in desired.mounts.iter().chain(&desired.services) {
         let unit = unit(host, service, login.as_ref())?;
-        state.units.insert(service.unit.into(), unit);
+        state.units.insert(service.unit.clone(), unit);
     }
+    state.sentinel = sentinel(host, &desired.sentinel.path, login.as_ref());
     state.login = login;
     Ok(state)
 }
@@ -318,7 +354,7 @@ fn unit(host: &dyn Host, service: &Service, login: Option<&Login>) -> Result<Uni
     };
     let mut show = show;
     show.argv
-        .extend(["-p", "ActiveState,UnitFileState", service.unit].map(str::to_owned));
+        .extend(["-p", "ActiveState,UnitFileState", &service.unit].map(str::to_owned));
     let output = run(host, &show)?;
     let has = |line: &str| output.stdout.lines().any(|l| l == line);
     Ok(UnitState {

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::applied;
-use crate::desired::{Desired, Dir, File, Image, Owner, Scope, Secret, Service, Source};
+use crate::desired::{
+    Desired, Dir, File, Image, Owner, Scope, Secret, Sentinel, Service, Source, fingerprint,
+};
 use crate::diff;
 use crate::observe::State;
-use crate::render::HEADER;
+use crate::render::{HEADER, SENTINEL};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +61,10 @@ pub(crate) enum Action {
         /// Is there one already?
         exists: bool,
     },
+    /// Mark the directory of the volumes.
+    Sentinel(Sentinel),
+    /// Let the host's manager read the unit files.
+    ReadUnits,
     /// Let the account's manager read the unit files.
     Generate,
     /// Enable a unit and start it.
@@ -76,6 +82,8 @@ pub(crate) enum Action {
 pub(crate) struct Plan {
     /// The actions.
     pub(crate) actions: Vec<Action>,
+    /// What somebody should look at; nothing is done about it.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What must be done to get from `state` to `desired`.
@@ -125,6 +133,22 @@ pub(crate) fn plan(desired: &Desired, state: &State) -> Plan {
     actions.extend(plain.into_iter().filter_map(|f| write(f, state)));
     let strangers = state.strangers.iter().cloned();
     actions.extend(strangers.map(|path| Action::Remove { path }));
+    let system = |action: &Action| match action {
+        Action::Write { file, .. } => file.path.starts_with("/etc/systemd/system"),
+        _ => false,
+    };
+    if actions.iter().any(system) {
+        actions.push(Action::ReadUnits);
+    }
+    let mounts = desired.mounts.iter();
+    actions.extend(mounts.filter_map(|service| start(service, state, false)));
+    let marks = Action::Sentinel(desired.sentinel.clone());
+    let mut warnings = Vec::new();
+    if state.applied.unit(SENTINEL) != Some(&desired.sentinel.applied()) {
+        actions.push(marks);
+    } else if state.sentinel.as_deref() != Some(&desired.sentinel.text) {
+        warnings.push(desired.sentinel.missing());
+    }
     let starts: Vec<Action> = desired
         .services
         .iter()
@@ -144,7 +168,7 @@ pub(crate) fn plan(desired: &Desired, state: &State) -> Plan {
         actions.push(Action::Generate);
     }
     actions.extend(starts);
-    Plan { actions }
+    Plan { actions, warnings }
 }
 
 fn account(desired: &Desired, state: &State, actions: &mut Vec<Action>) {
@@ -175,7 +199,7 @@ fn write(file: &File, state: &State) -> Option<Action> {
 }
 
 fn start(service: &Service, state: &State, wrote: bool) -> Option<Action> {
-    let unit = state.units.get(service.unit).copied().unwrap_or_default();
+    let unit = state.units.get(&service.unit).copied().unwrap_or_default();
     if service.enable && !unit.enabled {
         return Some(Action::Enable(service.clone()));
     }
@@ -185,7 +209,7 @@ fn start(service: &Service, state: &State, wrote: bool) -> Option<Action> {
     if service.starts_with.is_empty() {
         return None;
     }
-    let runs_with = state.applied.unit(service.unit);
+    let runs_with = state.applied.unit(&service.unit);
     let started = runs_with.map(|u| &u.starts_with) == Some(&service.starts_with);
     let loaded = runs_with.and_then(|u| u.reloads.as_ref()) == service.reloads.as_ref();
     match (started, loaded && !wrote) {
@@ -205,6 +229,25 @@ impl Service {
     }
 }
 
+impl Sentinel {
+    /// What the record says once the directory is marked.
+    pub(crate) fn applied(&self) -> applied::Unit {
+        applied::Unit {
+            starts_with: fingerprint([self.place.as_bytes(), self.text.as_bytes()]),
+            reloads: None,
+        }
+    }
+
+    /// What is wrong when a directory that was marked is not marked.
+    pub(crate) fn missing(&self) -> String {
+        let path = self.path.display();
+        format!(
+            "{path} is missing or another one, so this is not the directory that was set up; the Storage Daemon \
+             does not start until it is back; is it mounted?"
+        )
+    }
+}
+
 impl Action {
     /// `+` makes, `~` changes, `-` removes, `!` interrupts something that runs.
     fn sign(&self) -> char {
@@ -215,6 +258,7 @@ impl Action {
                 before: Some(_), ..
             }
             | Self::Generate
+            | Self::ReadUnits
             | Self::Reload(_) => '~',
             Self::Remove { .. } => '-',
             Self::Restart(_) => '!',
@@ -246,6 +290,13 @@ impl Action {
                 Source::Pull => format!("image {tag}, pulled"),
             },
             Self::Secret { secret, .. } => format!("Podman secret {}", secret.name),
+            Self::Sentinel(sentinel) => {
+                format!(
+                    "mark {} of the directory of the volumes",
+                    sentinel.path.display()
+                )
+            }
+            Self::ReadUnits => "systemd reads the unit files".into(),
             Self::Generate => "the account's systemd reads the unit files".into(),
             Self::Enable(service) => format!("{} enabled and started", service.unit),
             Self::Start(service) => format!("{} started", service.unit),
@@ -285,6 +336,9 @@ impl fmt::Display for Plan {
                 writeln!(f, "      {line}")?;
             }
         }
+        for warning in &self.warnings {
+            writeln!(f, "  ? {warning}")?;
+        }
         write!(f, "{}", changes(self.actions.len()))
     }
 }
@@ -314,7 +368,7 @@ impl Plan {
                 details: action.details(),
             })
             .collect();
-        serde_json::json!({ "version": 1, "changes": actions.len(), "actions": actions })
+        serde_json::json!({ "version": 1, "changes": actions.len(), "actions": actions, "warnings": self.warnings })
     }
 }
 

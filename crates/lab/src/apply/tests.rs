@@ -212,6 +212,21 @@ impl Host for MemoryHost {
                     .insert((*name).into(), (*label).into());
                 answer(0, String::new())
             }
+            ["cat", "--", path] => match self.look(Path::new(path))? {
+                Some(found) => answer(0, found.text),
+                None => answer(1, String::new()),
+            },
+            ["tee", "--", path] => {
+                self.burn(format!("tee {path}"))?;
+                let Some(Feed::File(from)) = &run.stdin else {
+                    panic!("nothing to write to {path}");
+                };
+                let mut found = self.look(from)?.unwrap();
+                found.uid = 1000;
+                self.world.borrow_mut().paths.insert(path.into(), found);
+                answer(0, String::new())
+            }
+            ["systemctl", "daemon-reload"] => answer(0, String::new()),
             ["podman", "exec", ..] => answer(1, "line 7: no such resource\n".into()),
             other => panic!("nobody taught the host {other:?}"),
         }
@@ -278,6 +293,9 @@ fn facts() -> Facts {
             .into(),
         sources: BTreeMap::from([("catalog", "1".into()), ("director", "2".into())]),
         base: Some("b".into()),
+        sentinel: "kmark".into(),
+        mounted: false,
+        selinux: false,
     }
 }
 
@@ -461,4 +479,52 @@ fn new_ids_begin_above_all_others() {
     assert_eq!(free_range(""), 100_000);
     assert_eq!(free_range("a:100000:65536\nb:165536:65536\n"), 231_072);
     assert_eq!(free_range("a:x:1\nb\nc:18446744073709551615:9\n"), 100_000);
+}
+
+#[test]
+fn a_share_is_mounted_then_marked_then_used() {
+    let host = MemoryHost::default();
+    let text = LAB.replace("dir = \"/srv/v\"", "dir = \"/srv/v\"\nnfs = \"nas:/x\"");
+    let model = model::parse(&text).unwrap();
+    go(&host, &model).1.unwrap();
+    let order = [
+        "start srv-v.mount",
+        "tee /srv/v/.lab-backup",
+        "start lab-backup-storage",
+    ];
+    let places = order.map(|what| at(&host, what));
+    assert!(places.is_sorted(), "{places:?}");
+    assert_eq!(
+        host.world.borrow().paths[Path::new("/srv/v")].mode,
+        0,
+        "nobody writes below the share"
+    );
+    assert_eq!(go(&host, &model).0, 0);
+}
+
+#[test]
+fn the_volumes_of_another_lab_are_left_alone() {
+    let host = MemoryHost::default();
+    let mark = Found {
+        text: "kother\n".into(),
+        mode: 0o644,
+        uid: 0,
+    };
+    host.world
+        .borrow_mut()
+        .paths
+        .insert("/srv/v/.lab-backup".into(), mark.clone());
+    let error = go(&host, &lab("")).1.unwrap_err();
+    assert!(matches!(error, Error::Foreign(_)), "{error}");
+    assert_eq!(
+        host.world.borrow().paths[Path::new("/srv/v/.lab-backup")],
+        mark
+    );
+    assert!(
+        !host
+            .log
+            .borrow()
+            .iter()
+            .any(|line| line.contains("start lab-backup-storage"))
+    );
 }

@@ -104,6 +104,7 @@ impl Checker<'_> {
             self.bad("storage.devices", "is outside 2 to 64", "write 4");
         }
         Storage {
+            nfs: self.nfs(storage),
             dir: dir.into(),
             volume_bytes,
             devices: devices.unwrap_or(DEFAULT_DEVICES),

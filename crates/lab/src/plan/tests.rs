@@ -22,11 +22,31 @@ fn desired(files: Vec<File>) -> Desired {
         owned: Vec::new(),
         images: Vec::new(),
         secrets: Vec::new(),
+        mounts: Vec::new(),
+        sentinel: sentinel(),
         services: Vec::new(),
     }
 }
 
+fn sentinel() -> Sentinel {
+    Sentinel {
+        path: "/v/.lab-backup".into(),
+        record: "/etc/sentinel".into(),
+        text: "kmark\n".into(),
+        place: "/v".into(),
+    }
+}
+
+/// A host whose directory of the volumes is marked.
 fn state() -> State {
+    let mut state = unmarked();
+    let record = serde_json::json!({ "version": 1, "units": { SENTINEL: sentinel().applied() } });
+    state.applied = serde_json::from_value(record).unwrap();
+    state.sentinel = Some(sentinel().text);
+    state
+}
+
+fn unmarked() -> State {
     State {
         login: Some(Login {
             name: "lab-backup".into(),
@@ -86,7 +106,7 @@ fn nothing_to_do_is_said_so() {
     assert_eq!(plan.to_string(), "0 changes");
     assert_eq!(
         plan.json(),
-        serde_json::json!({"version": 1, "changes": 0, "actions": []})
+        serde_json::json!({"version": 1, "changes": 0, "actions": [], "warnings": []})
     );
 }
 
@@ -121,7 +141,7 @@ fn the_base_is_fetched_only_to_build_something() {
 #[test]
 fn what_a_unit_reads_decides_what_happens_to_it() {
     let service = Service {
-        unit: "x.service",
+        unit: "x.service".into(),
         scope: Scope::System,
         enable: false,
         starts_with: "1".into(),
@@ -149,4 +169,43 @@ fn what_a_unit_reads_decides_what_happens_to_it() {
     assert_eq!(with(true, &record("2", "1"), false), Some('!'));
     assert_eq!(with(false, &record("1", "1"), false), Some('+'));
     assert_eq!(with(true, r#"{"version":1,"units":{}}"#, false), Some('!'));
+}
+
+#[test]
+fn the_directory_of_the_volumes_is_marked_once_and_its_mark_missed_for_ever() {
+    let mut desired = desired(Vec::new());
+    let mount = Service {
+        unit: "v.mount".into(),
+        scope: Scope::System,
+        enable: true,
+        starts_with: String::new(),
+        reloads: None,
+        files: Vec::new(),
+    };
+    desired.mounts.push(mount);
+    let text = plan(&desired, &unmarked()).to_string();
+    let place = |what: &str| text.find(what).unwrap();
+    assert!(
+        place("v.mount enabled") < place("mark /v/.lab-backup"),
+        "{text}"
+    );
+
+    desired.mounts.clear();
+    assert_eq!(plan(&desired, &state()).to_string(), "0 changes");
+    for found in [None, Some("another".to_owned())] {
+        let state = State {
+            sentinel: found,
+            ..state()
+        };
+        let plan = plan(&desired, &state);
+        assert!(plan.actions.is_empty());
+        assert!(
+            plan.to_string()
+                .starts_with("  ? /v/.lab-backup is missing"),
+            "{plan}"
+        );
+    }
+    // Another directory is marked anew.
+    desired.sentinel.place = "/w".into();
+    assert_eq!(plan(&desired, &state()).actions.len(), 1);
 }

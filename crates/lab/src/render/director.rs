@@ -25,8 +25,8 @@ pub(super) fn files(model: &Model) -> Vec<File> {
     let mut blocks = vec![
         director(),
         catalog(),
-        messages("lab-backup-daemon", false),
-        messages(MESSAGES, true),
+        messages("lab-backup-daemon", false, model),
+        messages(MESSAGES, true, model),
         storage(model),
     ];
     for (number, tier) in &model.tiers {
@@ -77,16 +77,46 @@ fn catalog() -> Block {
         .set("DB Port", 5432)
 }
 
-fn messages(name: &str, job: bool) -> Block {
+fn messages(name: &str, job: bool, model: &Model) -> Block {
     // What goes to stdout ends in the host's journal, under the name of the unit.
     let block = Block::new("Messages")
         .set("Name", name)
         .set("Console", word("all, !skipped, !saved"))
         .set("Stdout", word("all, !skipped, !saved"));
-    if job {
-        return block.set("Catalog", word("all, !skipped, !saved"));
+    let mut block = match job {
+        true => block.set("Catalog", word("all, !skipped, !saved")),
+        false => block,
+    };
+    if let Some(alerts) = &model.alerts {
+        let quoted: Vec<String> = alerts.mail.iter().map(|to| format!("\"{to}\"")).collect();
+        let (to, lab) = (quoted.join(", "), subject(&model.name));
+        let (server, port) = (&alerts.server, alerts.port);
+        // bsmtp(1) takes several receivers after its options; the Director puts them at %r.
+        let send = |what: &str| {
+            format!(
+                "/usr/sbin/bsmtp -8 -h {server}:{port} -f {} -s \"{lab}: {what}\" %r",
+                alerts.from
+            )
+        };
+        block = block.set("Mail Command", send("%t of %n %l: %e"));
+        let key = match (job, alerts.all) {
+            (true, true) => "Mail",
+            (true, false) => "Mail On Error",
+            (false, _) => {
+                // What concerns no job: only what somebody must look at.
+                let what = format!("{to} = error, fatal, terminate, security, alert");
+                return block.set("Mail", word(&what));
+            }
+        };
+        block = block.set(key, word(&format!("{to} = all, !skipped, !saved")));
     }
     block
+}
+
+/// The lab's name as it may stand in a subject: bsmtp's command line is split at quotes, and `%` begins a code.
+fn subject(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || " ._-".contains(c);
+    name.chars().filter(|c| plain(*c)).collect()
 }
 
 fn storage(model: &Model) -> Block {

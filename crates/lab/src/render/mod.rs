@@ -8,6 +8,7 @@
 mod bacula;
 mod director;
 mod hypervisor;
+mod mount;
 mod quadlet;
 mod storage;
 mod units;
@@ -21,6 +22,7 @@ use crate::desired::{
     Desired, Dir, File, Image, Owner, Scope, Secret, Service, Source, fingerprint,
 };
 use crate::model::{Base, Model};
+pub(crate) use mount::SENTINEL;
 
 /// First line of every file we write.
 pub(crate) const HEADER: &str =
@@ -37,7 +39,8 @@ pub(crate) const FD_CONF: &str = "/etc/bacula/bacula-fd.conf";
 /// Sources of the images.
 pub(crate) const CONTAINERS: &str = "/usr/share/lab-backup/containers";
 const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
-const STORAGE_DIR: &str = "/etc/lab-backup/storage";
+/// What the Storage Daemon's container reads.
+pub(crate) const STORAGE_DIR: &str = "/etc/lab-backup/storage";
 
 /// Units of the three containers, in the order in which they start.
 pub(crate) const CATALOG: &str = "lab-backup-catalog.service";
@@ -71,6 +74,12 @@ pub(crate) struct Facts {
     pub(crate) sources: BTreeMap<&'static str, String>,
     /// Fingerprint of the base tar, when the base is one.
     pub(crate) base: Option<String>,
+    /// Names the directory of the volumes: read, or freshly made.
+    pub(crate) sentinel: String,
+    /// Is something mounted on it?
+    pub(crate) mounted: bool,
+    /// Has this host SELinux?
+    pub(crate) selinux: bool,
 }
 
 /// What shall exist.
@@ -96,16 +105,16 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
             .filter(|f| ends(f, &format!("{name}.container")));
         own.chain(shared).map(text).collect::<Vec<_>>().concat()
     };
-    let service = |unit, starts_with: &[&str], files: &[File]| Service {
-        unit,
+    let service = |unit: &str, starts_with: &[&str], files: &[File]| Service {
+        unit: unit.into(),
         scope: Scope::Account,
         enable: false,
         starts_with: fingerprint(starts_with.iter().map(|s| s.as_bytes())),
         reloads: None,
         files: files.iter().map(|f| f.path.clone()).collect(),
     };
-    let system = |unit| Service {
-        unit,
+    let system = |unit: &str| Service {
+        unit: unit.into(),
         scope: Scope::System,
         enable: true,
         starts_with: String::new(),
@@ -133,7 +142,11 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         system("lab-backup-repair.timer"),
     ];
 
+    let sentinel = mount::sentinel(model, facts);
+    let (mount_files, mounts) = mount::mount(model, facts);
     let mut files = secret_files(facts);
+    files.push(root_file(&sentinel.record, sentinel.text.clone()));
+    files.extend(mount_files);
     files.extend(units);
     files.extend(director);
     files.extend([storage, bconsole, fd, policy]);
@@ -148,6 +161,8 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         ],
         secrets: podman_secrets(facts),
         images: images.all,
+        mounts,
+        sentinel,
         services,
     }
 }
@@ -184,12 +199,10 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
             owner: Owner::Root,
         },
         root("/var/lib/lab-backup", 0o711),
-        Dir {
-            path: model.storage.dir.clone(),
-            mode: 0o750,
-            owner: Owner::Account,
-        },
     ]
+    .into_iter()
+    .chain(mount::dir(model, facts))
+    .collect()
 }
 
 fn secret_files(facts: &Facts) -> Vec<File> {

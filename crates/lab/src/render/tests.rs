@@ -17,6 +17,9 @@ fn facts() -> Facts {
             .map(|(k, n)| (k, number(n)))
             .into(),
         base: None,
+        sentinel: "kmark".into(),
+        mounted: false,
+        selinux: false,
     }
 }
 

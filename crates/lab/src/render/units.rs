@@ -80,12 +80,21 @@ fn storage_daemon(model: &Model, image: &str) -> Unit {
         .set("Description", "Storage Daemon of lab-backup")
         .set("StartLimitIntervalSec", "0");
     let volumes = model.storage.dir.display();
+    // A share gets its label from its mount; a server does not take one.
+    let label = if model.storage.nfs.is_some() {
+        ""
+    } else {
+        ",Z"
+    };
     let unit = container(unit, "lab-backup-storage", image, BACULA)
         .set("Network", "host")
         // Volumes belong to the account's real user id, also on NFS.
         .set("UserNS", format!("keep-id:uid={BACULA},gid={BACULA}"))
         .set("Volume", format!("{STORAGE_DIR}:/etc/lab-backup:ro"))
-        .set("Volume", format!("{volumes}:{}:rslave", storage::VOLUMES))
+        .set(
+            "Volume",
+            format!("{volumes}:{}:rslave{label}", storage::VOLUMES),
+        )
         .set("Volume", "lab-backup-storage.volume:/var/lib/bacula");
     service(with_secrets(unit, &["storage"], BACULA))
 }

@@ -43,7 +43,7 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("only root can look at all that lab.toml asks for; run it with sudo");
     }
-    observe::ready(host)?;
+    observe::ready(host, &model)?;
     let facts = observe::facts(host, &model)?;
     let desired = render::render(&model, &facts);
     let state = observe::state(host, &desired)?;
