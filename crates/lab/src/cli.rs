@@ -31,6 +31,10 @@ enum Verb {
     Plan(verb::plan::Plan),
     /// Make this host what lab.toml says
     Apply(verb::apply::Apply),
+    /// Write the recovery kit
+    Kit(verb::kit::Kit),
+    /// Rebuild the stack on a blank host
+    Recover(verb::recover::Recover),
     /// List the container images that lab.toml asks for
     #[command(hide = true)]
     Images(verb::images::Images),
@@ -85,6 +89,8 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Verify(verify) => verify.run(),
         Verb::Plan(plan) => plan.run(),
         Verb::Apply(apply) => apply.run(),
+        Verb::Kit(kit) => kit.run(),
+        Verb::Recover(recover) => recover.run(),
         Verb::Images(images) => images.run(),
         Verb::Man(man) => man.run(),
         Verb::Completions(completions) => completions.run(),

@@ -16,6 +16,7 @@ mod diff;
 mod exit;
 mod follow;
 mod host;
+mod kit;
 mod model;
 mod observe;
 mod plan;

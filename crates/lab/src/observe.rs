@@ -15,7 +15,10 @@ use crate::applied::Applied;
 use crate::desired::{Desired, Scope, Service, fingerprint};
 use crate::host::{Found, Host, Login, Run};
 use crate::model::{Base, Model};
-use crate::render::{CONTAINERS, Facts, SECRETS, SECRETS_DIR, SENTINEL, STORAGE_DIR};
+use crate::render::{CONTAINERS, Facts, PASSPHRASE, SECRETS, SECRETS_DIR, SENTINEL, STORAGE_DIR};
+
+/// Volume of the Director's container below the account's home, as rootless Podman keeps it.
+const DIRECTOR_VOLUME: &str = ".local/share/containers/storage/volumes/lab-backup-director/_data";
 
 /// Oldest podman whose unit keys we use.
 const PODMAN: (u32, u32) = (5, 4);
@@ -96,6 +99,8 @@ pub(crate) fn ready(host: &dyn Host, model: &Model) -> Result<(), Error> {
         ("usermod", "passwd or shadow-utils"),
         ("runuser", "util-linux"),
         ("loginctl", "systemd"),
+        ("gpg", "gpg or gnupg2"),
+        ("tar", "tar"),
         ("bconsole", "bacula-console"),
         ("bacula-fd", "bacula-fd or bacula-client"),
     ];
@@ -168,6 +173,14 @@ pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
         Ok(paths.first().copied().unwrap_or_default().into())
     };
     let account = login(host, &model.account)?;
+    let expected = Login {
+        name: model.account.clone(),
+        uid,
+        gid: uid,
+        home: Path::new("/home").join(&model.account),
+    };
+    let director_data = director_data(account.as_ref().unwrap_or(&expected));
+    let passphrase = look(host, Path::new(PASSPHRASE))?.map(|found| found.text.trim().to_owned());
     let dir = &model.storage.dir;
     let record = look(host, &Path::new(STORAGE_DIR).join("sentinel"))?.map(|found| found.text);
     let marked = sentinel(host, &dir.join(SENTINEL), account.as_ref());
@@ -187,6 +200,11 @@ pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
         secrets,
         sources,
         base,
+        director_data,
+        passphrase: match passphrase.filter(|text| text.len() >= SHORTEST_PASSPHRASE) {
+            Some(passphrase) => passphrase,
+            None => new_passphrase()?,
+        },
         sentinel: match known {
             Some(id) => id,
             None => new_secret()?,
@@ -194,6 +212,11 @@ pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
         mounted: mounts.is_some_and(|found| is_mounted(&found.text, dir)),
         selinux: look(host, Path::new("/sys/fs/selinux/enforce"))?.is_some(),
     })
+}
+
+/// What the Director's container keeps, seen from outside.
+pub(crate) fn director_data(account: &Login) -> PathBuf {
+    account.home.join(DIRECTOR_VOLUME)
 }
 
 /// Is something mounted at a path? proc_pid_mountinfo(5); such a path has no characters that are escaped there.
@@ -224,6 +247,22 @@ fn new_secret() -> Result<String, Error> {
     getrandom::fill(&mut bytes).map_err(Error::Random)?;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     Ok(format!("k{hex}"))
+}
+
+/// Shortest passphrase that an admin may choose, in bytes.
+const SHORTEST_PASSPHRASE: usize = 12;
+
+/// 125 random bits that can be written down: no letter looks like another one.
+fn new_passphrase() -> Result<String, Error> {
+    const LETTERS: &[u8; 32] = b"abcdefghjkmnopqrstuvwxyz23456789";
+    let mut bytes = [0; 25];
+    getrandom::fill(&mut bytes).map_err(Error::Random)?;
+    let letters = bytes.map(|b| char::from(LETTERS[usize::from(b % 32)]));
+    let groups: Vec<String> = letters
+        .chunks(5)
+        .map(|group| group.iter().collect())
+        .collect();
+    Ok(groups.join("-"))
 }
 
 /// Fingerprint of an image's sources.

@@ -293,6 +293,8 @@ fn facts() -> Facts {
             .into(),
         sources: BTreeMap::from([("catalog", "1".into()), ("director", "2".into())]),
         base: Some("b".into()),
+        director_data: "/home/lab-backup/director".into(),
+        passphrase: "ksecretkit".into(),
         sentinel: "kmark".into(),
         mounted: false,
         selinux: false,

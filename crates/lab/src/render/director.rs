@@ -5,7 +5,7 @@ use std::path::Path;
 use relay::options::{self, Options};
 
 use super::bacula::{Block, Value, days, file, word};
-use super::{DIRECTOR_DIR, root_file};
+use super::{DIRECTOR_DIR, DUMP, Facts, root_file};
 use crate::desired::File;
 use crate::model::{Model, Tier, Vm};
 use crate::schedule::Cycle;
@@ -20,7 +20,7 @@ const STORAGE: &str = "lab-backup-sd";
 const CATALOG: &str = "lab-backup";
 
 /// `bacula-dir.conf` and one file per VM.
-pub(super) fn files(model: &Model) -> Vec<File> {
+pub(super) fn files(model: &Model, facts: &Facts) -> Vec<File> {
     let dir = Path::new(DIRECTOR_DIR);
     let mut blocks = vec![
         director(),
@@ -33,6 +33,7 @@ pub(super) fn files(model: &Model) -> Vec<File> {
         blocks.extend(tier_blocks(*number, tier, model));
     }
     blocks.extend(restore_blocks(model));
+    blocks.extend(catalog_blocks(model, facts));
     blocks.extend(consoles(model));
     let mut main = file(&blocks);
     let mut files = Vec::new();
@@ -113,6 +114,47 @@ fn messages(name: &str, job: bool, model: &Model) -> Block {
     block
 }
 
+/// The job that saves the catalog, once a day when the night's backups are over.
+fn catalog_blocks(model: &Model, facts: &Facts) -> Vec<Block> {
+    const NAME: &str = "lab-backup-catalog";
+    // A catalog only serves while the newest volumes are there; older ones are for looking back.
+    const KEPT_DAYS: u32 = 60;
+    let dump = facts
+        .director_data
+        .join(DUMP)
+        .to_string_lossy()
+        .into_owned();
+    let include = Block::new("Include")
+        .with(Block::new("Options").set("Signature", word("Xxh3_128")))
+        .set("File", dump)
+        .set("File", "/etc/lab-backup/lab.toml");
+    let before = Block::new("Run Script")
+        .set("Runs When", word("Before"))
+        .set("Runs On Client", false)
+        .set("Fail Job On Error", true)
+        .set("Command", "/usr/libexec/lab-backup/dump");
+    vec![
+        pool(NAME, Some(KEPT_DAYS), model),
+        Block::new("Schedule")
+            .set("Name", NAME)
+            .set("Run", word("Level=Full daily at 09:30")),
+        Block::new("FileSet").set("Name", NAME).with(include),
+        Block::new("Job")
+            .set("Name", NAME)
+            .set("Type", word("Backup"))
+            .set("Level", word("Full"))
+            .set("Client", format!("lab-backup-fd-{}", model.hypervisor.name))
+            .set("File Set", NAME)
+            .set("Schedule", NAME)
+            .set("Storage", STORAGE)
+            .set("Pool", NAME)
+            .set("Messages", MESSAGES)
+            .set("Allow Duplicate Jobs", false)
+            .set("Write Bootstrap", "/var/lib/bacula/bootstrap/%n.bsr")
+            .with(before),
+    ]
+}
+
 /// The lab's name as it may stand in a subject: bsmtp's command line is split at quotes, and `%` begins a code.
 fn subject(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || " ._-".contains(c);
@@ -165,6 +207,8 @@ fn tier_blocks(number: u8, tier: &Tier, model: &Model) -> Vec<Block> {
         .set("Allow Incomplete Jobs", false)
         .set("Reschedule Incomplete Jobs", false)
         .set("Rerun Failed Levels", true)
+        // What to read to bring the VM back, should the catalog be lost; the recovery kit takes it along.
+        .set("Write Bootstrap", "/var/lib/bacula/bootstrap/%n.bsr")
         .set("Spool Attributes", true);
     if let (Some(full), Some(_)) = (tier.full, kept) {
         // Past this age the volume of the Full could expire under its increments.

@@ -8,6 +8,7 @@
 mod bacula;
 mod director;
 mod hypervisor;
+mod kit;
 mod mount;
 mod quadlet;
 mod storage;
@@ -59,6 +60,15 @@ pub(crate) const SECRETS: [&str; 7] = [
     "storage",
 ];
 
+/// Passphrase of the recovery kit. No container gets it.
+pub(crate) const PASSPHRASE: &str = "/etc/lab-backup/secrets/kit";
+/// Where the recovery kit is kept on this host.
+pub(crate) const KIT_DIR: &str = "/var/lib/lab-backup/kit";
+/// The catalog as its job saves it, in the Director's volume.
+pub(crate) const DUMP: &str = "lab-backup-catalog.sql";
+/// Bootstraps, in the Director's volume.
+pub(crate) const BOOTSTRAPS: &str = "bootstrap";
+
 /// What the host contributes, besides the model.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
@@ -74,6 +84,10 @@ pub(crate) struct Facts {
     pub(crate) sources: BTreeMap<&'static str, String>,
     /// Fingerprint of the base tar, when the base is one.
     pub(crate) base: Option<String>,
+    /// What the Director's container keeps, seen from outside: its volume.
+    pub(crate) director_data: PathBuf,
+    /// Passphrase of the recovery kit: read, or freshly made.
+    pub(crate) passphrase: String,
     /// Names the directory of the volumes: read, or freshly made.
     pub(crate) sentinel: String,
     /// Is something mounted on it?
@@ -86,7 +100,7 @@ pub(crate) struct Facts {
 pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
     let images = images(model, facts);
     let units = units::files(model, facts, &images);
-    let director = director::files(model);
+    let director = director::files(model, facts);
     let storage = storage::conf(model);
     let fd = hypervisor::fd(model, facts);
     let bconsole = hypervisor::bconsole();
@@ -140,11 +154,13 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         system("lab-backup-guard.service"),
         system("lab-backup-worker.socket"),
         system("lab-backup-repair.timer"),
+        system("lab-backup-kit.path"),
     ];
 
     let sentinel = mount::sentinel(model, facts);
     let (mount_files, mounts) = mount::mount(model, facts);
     let mut files = secret_files(facts);
+    files.extend(kit::files(facts));
     files.push(root_file(&sentinel.record, sentinel.text.clone()));
     files.extend(mount_files);
     files.extend(units);
@@ -199,6 +215,7 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
             owner: Owner::Root,
         },
         root("/var/lib/lab-backup", 0o711),
+        root(KIT_DIR, 0o700),
     ]
     .into_iter()
     .chain(mount::dir(model, facts))

@@ -17,6 +17,8 @@ fn facts() -> Facts {
             .map(|(k, n)| (k, number(n)))
             .into(),
         base: None,
+        director_data: "/home/lab-backup/director".into(),
+        passphrase: "ksecretkit".into(),
         sentinel: "kmark".into(),
         mounted: false,
         selinux: false,

@@ -35,25 +35,46 @@ impl Apply {
             return Ok(Exit::Done);
         }
         // A wrong lab.toml is told before anything is touched, the lock included.
-        super::model(&self.file.lab)?;
-        let _lock = lock()?;
-        let outlook = super::outlook(&ThisHost, &self.file.lab)?;
-        let count = outlook.plan.actions.len();
-        let mut tell = |action: &plan::Action| println!("  {action}");
-        let done = apply::apply(
-            &ThisHost,
-            &Console::root(),
-            &outlook.desired,
-            outlook.state,
-            &outlook.plan,
-            &mut tell,
-        );
-        done.context(
-            "apply stopped; mend this and run lab-backup apply again, it goes on from here",
-        )?;
+        let model = super::model(&self.file.lab)?;
+        let (count, warned) = apply(&self.file.lab)?;
+        let mut exit = if warned { Exit::Warnings } else { Exit::Done };
+        // Nothing that the kit holds changed otherwise.
+        if count > 0 {
+            match super::kit::write(&model) {
+                Ok(said) => println!("  {said}"),
+                Err(error) => {
+                    eprintln!("lab-backup: {error:#}");
+                    exit = Exit::Warnings;
+                }
+            }
+        }
         println!("{}", plan::changes(count));
-        Ok(Exit::Done)
+        Ok(exit)
     }
+}
+
+/// Does what is to be done, telling each step: how many there were, and whether there was something to warn of.
+pub(super) fn apply(lab: &Path) -> anyhow::Result<(usize, bool)> {
+    let _lock = lock()?;
+    let outlook = super::outlook(&ThisHost, lab)?;
+    let mut tell = |action: &plan::Action| println!("  {action}");
+    let done = apply::apply(
+        &ThisHost,
+        &Console::root(),
+        &outlook.desired,
+        outlook.state,
+        &outlook.plan,
+        &mut tell,
+    );
+    // Said also, and above all, when a unit does not start for it.
+    for warning in &outlook.plan.warnings {
+        eprintln!("lab-backup: {warning}");
+    }
+    done.context("apply stopped; mend this and run lab-backup apply again, it goes on from here")?;
+    Ok((
+        outlook.plan.actions.len(),
+        !outlook.plan.warnings.is_empty(),
+    ))
 }
 
 /// Two at a time would see each other's half-done work.

@@ -2,9 +2,11 @@
 
 pub(crate) mod apply;
 pub(crate) mod images;
+pub(crate) mod kit;
 pub(crate) mod manual;
 pub(crate) mod plan;
 mod point;
+pub(crate) mod recover;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
