@@ -162,6 +162,10 @@ fn gpg(passphrase: &Path, argv: &[&str]) -> Run {
         "--no-options",
         "--homedir",
         KIT_DIR,
+        // The agent would outlive us; it is only asked how slow to make a guess, which is told here.
+        "--no-autostart",
+        "--s2k-count",
+        "65011712",
         "--pinentry-mode",
         "loopback",
         "--no-symkey-cache",
