@@ -1,6 +1,8 @@
 //! `lab-backup`: the engineers' verbs, and the arrow from `lab.toml` to a running stack.
 //!
 //! ```text
+//! inventory -> init -> lab.toml
+//!
 //! lab.toml -> config -> model -> render -> desired -+
 //!                                                   +-> plan -> apply
 //!                       this host -> observe -> state+
@@ -16,6 +18,8 @@ mod diff;
 mod exit;
 mod follow;
 mod host;
+mod init;
+mod inventory;
 mod model;
 mod observe;
 mod plan;

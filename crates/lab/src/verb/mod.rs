@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod images;
+pub(crate) mod init;
 pub(crate) mod manual;
 pub(crate) mod plan;
 mod point;
