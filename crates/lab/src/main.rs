@@ -17,6 +17,7 @@ mod desired;
 mod diff;
 mod exit;
 mod follow;
+mod forecast;
 mod host;
 mod init;
 mod inventory;

@@ -34,6 +34,7 @@ fn model(path: &Path) -> anyhow::Result<Model> {
 
 /// What shall be, what is, and what must be done.
 struct Outlook {
+    model: Model,
     desired: Desired,
     state: State,
     plan: planning::Plan,
@@ -50,6 +51,7 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
     let state = observe::state(host, &desired)?;
     let plan = planning::plan(&desired, &state);
     Ok(Outlook {
+        model,
         desired,
         state,
         plan,
