@@ -27,6 +27,8 @@ enum Verb {
     Restore(verb::restore::Restore),
     /// Prove a backup without restoring it
     Verify(verb::verify::Verify),
+    /// Write a lab.toml with the VMs of this host
+    Init(verb::init::Init),
     /// Show what apply would change
     Plan(verb::plan::Plan),
     /// Make this host what lab.toml says
@@ -87,6 +89,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Status(status) => status.run(),
         Verb::Restore(restore) => restore.run(),
         Verb::Verify(verify) => verify.run(),
+        Verb::Init(init) => init.run(),
         Verb::Plan(plan) => plan.run(),
         Verb::Apply(apply) => apply.run(),
         Verb::Kit(kit) => kit.run(),

@@ -1,6 +1,8 @@
 //! `lab-backup`: the engineers' verbs, and the arrow from `lab.toml` to a running stack.
 //!
 //! ```text
+//! inventory -> init -> lab.toml
+//!
 //! lab.toml -> config -> model -> render -> desired -+
 //!                                                   +-> plan -> apply
 //!                       this host -> observe -> state+
@@ -15,7 +17,10 @@ mod desired;
 mod diff;
 mod exit;
 mod follow;
+mod forecast;
 mod host;
+mod init;
+mod inventory;
 mod kit;
 mod model;
 mod observe;

@@ -7,6 +7,27 @@ use std::fmt;
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 const ORDINALS: [&str; 5] = ["1st", "2nd", "3rd", "4th", "5th"];
 
+/// Weekdays that a month can have, each as often as it can.
+pub(crate) const DAYS_OF_MONTH: usize = ORDINALS.len() * DAYS.len();
+
+/// A mean month of 30.4 days, in the unit of [`Cycle::per_month`]: a daily job runs that often.
+pub(crate) const MONTH: u32 = 7 * (4 * EACH + FIFTH);
+/// A weekday that every month has, such as the first Sunday.
+const EACH: u32 = 70;
+/// One that only some have: 30.4 days are 4 weeks and 2.4 days.
+const FIFTH: u32 = 24;
+
+/// Every weekday of a month, as nth and day, both from 0.
+pub(crate) fn days_of_month() -> impl Iterator<Item = (usize, usize)> {
+    (0..ORDINALS.len()).flat_map(|nth| (0..DAYS.len()).map(move |day| (nth, day)))
+}
+
+/// Such as `1st sun`.
+pub(crate) fn day_name(nth: usize, day: usize) -> String {
+    let name = |words: &[&'static str], at: usize| words.get(at).copied().unwrap_or("?");
+    format!("{} {}", name(&ORDINALS, nth), name(&DAYS, day))
+}
+
 /// A repeating moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cycle {
@@ -99,7 +120,17 @@ impl Cycle {
         lines
     }
 
-    fn falls_on(self, nth: usize, day: usize) -> bool {
+    /// How often it runs in a month, without the days on which `others` run, as a part of [`MONTH`].
+    pub(crate) fn per_month(self, others: &[Cycle]) -> u32 {
+        days_of_month()
+            .filter(|&(nth, day)| self.falls_on(nth, day))
+            .filter(|&(nth, day)| !others.iter().any(|other| other.falls_on(nth, day)))
+            .map(|(nth, _)| if nth < 4 { EACH } else { FIFTH })
+            .sum()
+    }
+
+    /// Does it run on that weekday of a month? Both count from 0.
+    pub(crate) fn falls_on(self, nth: usize, day: usize) -> bool {
         match self.every {
             Every::Day => true,
             Every::Week(own) => own == day,
@@ -118,9 +149,7 @@ impl fmt::Display for Cycle {
         match self.every {
             Every::Day => write!(f, "daily")?,
             Every::Week(day) => write!(f, "weekly {}", name(&DAYS, day))?,
-            Every::Month(nth, day) => {
-                write!(f, "monthly {} {}", name(&ORDINALS, nth), name(&DAYS, day))?;
-            }
+            Every::Month(nth, day) => write!(f, "monthly {}", day_name(nth, day))?,
         }
         write!(f, " {:02}:{:02}", self.hour, self.minute)
     }
@@ -158,6 +187,20 @@ mod tests {
         ] {
             assert_eq!(Cycle::parse(text), Err(NotASchedule), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_month_has_its_days_and_no_day_twice() {
+        let daily = cycle("daily 01:00");
+        let weekly = cycle("weekly sun 01:00");
+        let monthly = cycle("monthly 1st sun 01:00");
+        assert_eq!(days_of_month().count(), DAYS_OF_MONTH);
+        assert_eq!(daily.per_month(&[]), MONTH);
+        assert_eq!(weekly.per_month(&[]) * 7, MONTH);
+        // Once in 30.4 days.
+        assert_eq!(monthly.per_month(&[]) * 304, MONTH * 10);
+        assert_eq!(daily.per_month(&[weekly, monthly]) * 7, MONTH * 6);
+        assert_eq!(weekly.per_month(&[daily]), 0);
     }
 
     #[test]

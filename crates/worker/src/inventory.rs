@@ -29,6 +29,8 @@ pub struct Domain {
     pub uuid: String,
     /// Its state, in words.
     pub state: String,
+    /// Does its definition outlive its process?
+    pub persistent: bool,
     /// `bios` or `efi`.
     pub firmware: String,
     /// Has it a channel for the guest agent?
@@ -67,6 +69,7 @@ pub fn collect() -> Result<Inventory> {
                 name: domain.name().into(),
                 uuid: domain.uuid().into(),
                 state: domain.state()?.to_string(),
+                persistent: domain.is_persistent()?,
                 firmware: if efi { "efi" } else { "bios" }.into(),
                 agent: view.agent,
                 tpm: view.tpm.is_some(),

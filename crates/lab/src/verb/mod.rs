@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod images;
+pub(crate) mod init;
 pub(crate) mod kit;
 pub(crate) mod manual;
 pub(crate) mod plan;
@@ -35,6 +36,7 @@ fn model(path: &Path) -> anyhow::Result<Model> {
 
 /// What shall be, what is, and what must be done.
 struct Outlook {
+    model: Model,
     desired: Desired,
     state: State,
     plan: planning::Plan,
@@ -51,6 +53,7 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
     let state = observe::state(host, &desired)?;
     let plan = planning::plan(&desired, &state);
     Ok(Outlook {
+        model,
         desired,
         state,
         plan,
