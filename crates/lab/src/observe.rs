@@ -3,6 +3,8 @@
 //! [`facts`] collects what rendering needs, [`state`] what a plan is compared with. Both run as
 //! root; the account's containers are seen through its own Podman and its own systemd.
 
+pub(crate) mod retired;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -144,8 +146,12 @@ fn podman_version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// What rendering needs to know of this host. Passwords that do not exist are made here, so that a
-/// plan and its execution mean the same ones.
-pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
+/// plan and its execution mean the same ones. `still` tells whether the catalog has backups of a VM.
+pub(crate) fn facts(
+    host: &dyn Host,
+    model: &Model,
+    still: &dyn Fn(&str) -> bool,
+) -> Result<Facts, Error> {
     let uid = match login(host, &model.account)? {
         Some(login) => login.uid,
         None => free_uid(host)?,
@@ -200,6 +206,7 @@ pub(crate) fn facts(host: &dyn Host, model: &Model) -> Result<Facts, Error> {
         secrets,
         sources,
         base,
+        retired: retired::retired(host, model, still)?,
         director_data,
         passphrase: match passphrase.filter(|text| text.len() >= SHORTEST_PASSPHRASE) {
             Some(passphrase) => passphrase,

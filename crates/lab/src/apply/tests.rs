@@ -293,6 +293,7 @@ fn facts() -> Facts {
             .into(),
         sources: BTreeMap::from([("catalog", "1".into()), ("director", "2".into())]),
         base: Some("b".into()),
+        retired: BTreeMap::new(),
         director_data: "/home/lab-backup/director".into(),
         passphrase: "ksecretkit".into(),
         sentinel: "kmark".into(),
@@ -529,4 +530,34 @@ fn the_volumes_of_another_lab_are_left_alone() {
             .iter()
             .any(|line| line.contains("start lab-backup-storage"))
     );
+}
+
+#[test]
+fn a_vm_that_leaves_stays_restorable_until_its_backups_are_gone() {
+    let host = MemoryHost::default();
+    go(&host, &lab("[vms.a]\ntier = 0\n[vms.b]\ntier = 1\n"))
+        .1
+        .unwrap();
+    let less = lab("[vms.a]\ntier = 0\n");
+    let go_with = |still: bool| {
+        let found = observe::retired::retired(&host, &less, &|_| still).unwrap();
+        let facts = Facts {
+            retired: found,
+            ..facts()
+        };
+        let desired = render::render(&less, &facts);
+        let state = observe::state(&host, &desired).unwrap();
+        let plan = plan::plan(&desired, &state);
+        apply(&host, &host, &desired, state, &plan, &mut |_| {}).unwrap();
+        host.look(Path::new("/etc/lab-backup/director/vms/b.conf"))
+            .unwrap()
+    };
+    let kept = go_with(true).unwrap().text;
+    assert!(
+        kept.contains("Enabled = no") && kept.contains("Job Defs = \"tier1\""),
+        "{kept}"
+    );
+    // It goes on from what is there now.
+    assert_eq!(go_with(true).unwrap().text, kept);
+    assert_eq!(go_with(false), None);
 }

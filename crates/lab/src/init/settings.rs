@@ -51,7 +51,7 @@ dir = {dir}
 #on = \"all\"
 # Address of the sender.
 #from = {from}
-# Mail server, as its Director's container finds it: name or name:port.
+# Mail server, as the Director's container finds it: name or name:port.
 #smtp = {smtp}
 
 [account]

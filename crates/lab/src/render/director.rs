@@ -5,7 +5,7 @@ use std::path::Path;
 use relay::options::{self, Options};
 
 use super::bacula::{Block, Value, days, file, word};
-use super::{DIRECTOR_DIR, DUMP, Facts, root_file};
+use super::{DIRECTOR_DIR, DUMP, Facts, VMS_DIR, root_file};
 use crate::desired::File;
 use crate::model::{Model, Tier, Vm};
 use crate::schedule::Cycle;
@@ -37,14 +37,25 @@ pub(super) fn files(model: &Model, facts: &Facts) -> Vec<File> {
     blocks.extend(consoles(model));
     let mut main = file(&blocks);
     let mut files = Vec::new();
-    if !model.vms.is_empty() {
+    let retired = facts.retired.iter().map(|(key, vm)| (key, vm, false));
+    let mut vms: Vec<_> = model
+        .vms
+        .iter()
+        .map(|(key, vm)| (key, vm, true))
+        .chain(retired)
+        .collect();
+    vms.sort_by_key(|(key, ..)| *key);
+    if !vms.is_empty() {
         main.push('\n');
     }
-    for (key, vm) in &model.vms {
+    for (key, vm, runs) in vms {
         // The path as the Director sees it inside its container.
         main.push_str(&format!("@/etc/lab-backup/vms/{key}.conf\n"));
-        let text = file(&vm_blocks(key, vm, model));
-        files.push(root_file(dir.join("vms").join(format!("{key}.conf")), text));
+        let text = file(&vm_blocks(key, vm, runs, model));
+        files.push(root_file(
+            Path::new(VMS_DIR).join(format!("{key}.conf")),
+            text,
+        ));
     }
     files.push(root_file(dir.join("bacula-dir.conf"), main));
     files
@@ -267,7 +278,8 @@ fn pool(name: &str, kept: Option<u32>, model: &Model) -> Block {
         .set("Action On Purge", word("Truncate"))
 }
 
-fn vm_blocks(key: &str, vm: &Vm, model: &Model) -> Vec<Block> {
+/// One that `runs` no longer is kept for its volumes: it can be restored, and no job of it begins.
+fn vm_blocks(key: &str, vm: &Vm, runs: bool, model: &Model) -> Vec<Block> {
     let tier = model.tiers.get(&vm.tier);
     let lzo = tier.is_some_and(|t| t.lzo);
     let kept = tier
@@ -289,6 +301,7 @@ fn vm_blocks(key: &str, vm: &Vm, model: &Model) -> Vec<Block> {
         .set("Job Defs", format!("tier{}", vm.tier))
         .set("Client", key)
         .set("File Set", key);
+    let job = if runs { job } else { job.set("Enabled", false) };
     vec![client(key, kept, model), file_set, job]
 }
 

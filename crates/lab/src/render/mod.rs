@@ -22,7 +22,7 @@ use relay::policy;
 use crate::desired::{
     Desired, Dir, File, Image, Owner, Scope, Secret, Service, Source, fingerprint,
 };
-use crate::model::{Base, Model};
+use crate::model::{Base, Model, Vm};
 pub(crate) use mount::SENTINEL;
 
 /// First line of every file we write.
@@ -40,6 +40,8 @@ pub(crate) const FD_CONF: &str = "/etc/bacula/bacula-fd.conf";
 /// Sources of the images.
 pub(crate) const CONTAINERS: &str = "/usr/share/lab-backup/containers";
 const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
+/// One file for each VM.
+pub(crate) const VMS_DIR: &str = "/etc/lab-backup/director/vms";
 /// What the Storage Daemon's container reads.
 pub(crate) const STORAGE_DIR: &str = "/etc/lab-backup/storage";
 
@@ -84,6 +86,8 @@ pub(crate) struct Facts {
     pub(crate) sources: BTreeMap<&'static str, String>,
     /// Fingerprint of the base tar, when the base is one.
     pub(crate) base: Option<String>,
+    /// VMs that the model no longer has and that must still be restorable.
+    pub(crate) retired: BTreeMap<String, Vm>,
     /// What the Director's container keeps, seen from outside: its volume.
     pub(crate) director_data: PathBuf,
     /// Passphrase of the recovery kit: read, or freshly made.
@@ -104,7 +108,7 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
     let storage = storage::conf(model);
     let fd = hypervisor::fd(model, facts);
     let bconsole = hypervisor::bconsole();
-    let policy = policy(model);
+    let policy = policy(model, facts);
 
     let secret = |names: &[&'static str]| {
         let values = names.iter().filter_map(|name| facts.secrets.get(name));
@@ -171,10 +175,7 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         uid: facts.uid,
         dirs: dirs(model, facts),
         files,
-        owned: vec![
-            (units::dir(facts.uid), "lab-backup"),
-            (Path::new(DIRECTOR_DIR).join("vms"), ""),
-        ],
+        owned: vec![(units::dir(facts.uid), "lab-backup"), (VMS_DIR.into(), "")],
         secrets: podman_secrets(facts),
         images: images.all,
         mounts,
@@ -206,7 +207,7 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
         root(ETC, 0o755),
         root(SECRETS_DIR, 0o700),
         root(DIRECTOR_DIR, 0o755),
-        root("/etc/lab-backup/director/vms", 0o755),
+        root(VMS_DIR, 0o755),
         root(STORAGE_DIR, 0o755),
         root("/etc/containers/systemd/users", 0o755),
         Dir {
@@ -241,9 +242,9 @@ fn podman_secrets(facts: &Facts) -> Vec<Secret> {
     facts.secrets.iter().map(secret).collect()
 }
 
-fn policy(model: &Model) -> File {
+fn policy(model: &Model, facts: &Facts) -> File {
     let mut policy = model.hypervisor.policy.clone();
-    for (key, vm) in &model.vms {
+    for (key, vm) in facts.retired.iter().chain(&model.vms) {
         policy.vms.insert(key.clone(), vm.policy.clone());
     }
     root_file(policy::PATH, format!("{HEADER}\n{}", policy.to_toml()))

@@ -17,6 +17,7 @@ fn facts() -> Facts {
             .map(|(k, n)| (k, number(n)))
             .into(),
         base: None,
+        retired: BTreeMap::new(),
         director_data: "/home/lab-backup/director".into(),
         passphrase: "ksecretkit".into(),
         sentinel: "kmark".into(),

@@ -19,7 +19,7 @@ impl Images {
     /// Runs the verb.
     pub(crate) fn run(&self) -> anyhow::Result<Exit> {
         let model = super::model(&self.file.lab)?;
-        let facts = observe::facts(&ThisHost, &model)?;
+        let facts = observe::facts(&ThisHost, &model, &|_| true)?;
         for image in render::render(&model, &facts).images {
             println!("{}", image.tag);
         }

@@ -48,7 +48,7 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
         anyhow::bail!("only root can look at all that lab.toml asks for; run it with sudo");
     }
     observe::ready(host, &model)?;
-    let facts = observe::facts(host, &model)?;
+    let facts = observe::facts(host, &model, &has_backups)?;
     let desired = render::render(&model, &facts);
     let state = observe::state(host, &desired)?;
     let plan = planning::plan(&desired, &state);
@@ -58,6 +58,12 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
         state,
         plan,
     })
+}
+
+/// Has the catalog backups of a VM? Not to know counts as yes.
+fn has_backups(vm: &str) -> bool {
+    let backups = Console::root().backups(&[vm.to_owned()], true, 1);
+    backups.map_or(true, |backups| !backups.is_empty())
 }
 
 /// The VMs that the Director knows.
