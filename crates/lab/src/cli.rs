@@ -33,6 +33,8 @@ enum Verb {
     Plan(verb::plan::Plan),
     /// Make this host what lab.toml says
     Apply(verb::apply::Apply),
+    /// Print the console configuration of a user
+    Console(verb::console::Console),
     /// Write the recovery kit
     Kit(verb::kit::Kit),
     /// Rebuild the stack on a blank host
@@ -92,6 +94,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Init(init) => init.run(),
         Verb::Plan(plan) => plan.run(),
         Verb::Apply(apply) => apply.run(),
+        Verb::Console(console) => console.run(),
         Verb::Kit(kit) => kit.run(),
         Verb::Recover(recover) => recover.run(),
         Verb::Images(images) => images.run(),

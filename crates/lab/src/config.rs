@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) hypervisors: BTreeMap<String, Hypervisor>,
     /// `[vms.KEY]`.
     pub(crate) vms: BTreeMap<String, Vm>,
+    /// `[users.NAME]`.
+    pub(crate) users: BTreeMap<String, User>,
     /// Line of every key, by its dotted name.
     pub(crate) lines: BTreeMap<String, usize>,
 }
@@ -159,6 +161,16 @@ pub(crate) struct Vm {
     pub(crate) exclude: Vec<String>,
 }
 
+/// Somebody with a console of their own.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct User {
+    /// `engineer`, `operator` or `monitor`.
+    pub(crate) role: Option<String>,
+    /// Keys of the VMs that they see; absent means all.
+    pub(crate) vms: Option<Vec<String>>,
+}
+
 /// Reads the text of a `lab.toml`; what was not understood is in the list.
 pub(crate) fn read(text: &str) -> (Config, Vec<Problem>) {
     let mut reader = Reader {
@@ -204,12 +216,13 @@ impl<'t> Reader<'t> {
             "tiers" => config.tiers = self.map(&key, line, value),
             "hypervisors" => config.hypervisors = self.map(&key, line, value),
             "vms" => config.vms = self.map(&key, line, value),
+            "users" => config.users = self.map(&key, line, value),
             _ => self.problems.push(Problem::at(
                 line,
                 &key,
                 "is not a key of lab.toml",
                 "remove it; the top level knows version, lab, storage, images, alerts, account, tiers, \
-                 hypervisors and vms",
+                 hypervisors, vms and users",
             )),
         }
     }

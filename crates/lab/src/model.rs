@@ -6,6 +6,7 @@
 mod check;
 mod outside;
 mod tier;
+mod user;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::problem::{Problem, Problems};
 use check::Checker;
 pub(crate) use outside::{Alerts, Nfs, NfsMode};
 pub(crate) use tier::Tier;
+pub(crate) use user::{ROLES, Role, User};
 
 /// The whole lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub(crate) struct Model {
     pub(crate) hypervisor: Hypervisor,
     /// Protected VMs by key.
     pub(crate) vms: BTreeMap<String, Vm>,
+    /// Who has a console of their own, by name.
+    pub(crate) users: BTreeMap<String, User>,
 }
 
 /// Where volumes go.
@@ -127,6 +131,7 @@ fn resolve(config: Config, problems: Vec<Problem>) -> Result<Model, Problems> {
         account: check.account(config.account.name.as_deref()),
         hypervisor: check.hypervisor(&config.hypervisors, &address),
         vms: check.vms(&config.vms, &tiers),
+        users: check.users(&config.users, &config.vms),
         address,
         tiers,
     };

@@ -17,7 +17,7 @@ use crate::applied::Applied;
 use crate::desired::{Desired, Scope, Service, fingerprint};
 use crate::host::{Found, Host, Login, Run};
 use crate::model::{Base, Model};
-use crate::render::{CONTAINERS, Facts, PASSPHRASE, SECRETS, SECRETS_DIR, SENTINEL, STORAGE_DIR};
+use crate::render::{self, CONTAINERS, Facts, PASSPHRASE, SECRETS_DIR, SENTINEL, STORAGE_DIR};
 
 /// Volume of the Director's container below the account's home, as rootless Podman keeps it.
 const DIRECTOR_VOLUME: &str = ".local/share/containers/storage/volumes/lab-backup-director/_data";
@@ -157,8 +157,8 @@ pub(crate) fn facts(
         None => free_uid(host)?,
     };
     let mut secrets = BTreeMap::new();
-    for name in SECRETS {
-        let found = look(host, &Path::new(SECRETS_DIR).join(name))?;
+    for name in render::secrets(model) {
+        let found = look(host, &Path::new(SECRETS_DIR).join(&name))?;
         let value = found.map(|f| f.text.trim().to_owned());
         let value = match value.filter(|v| is_secret(v)) {
             Some(value) => value,

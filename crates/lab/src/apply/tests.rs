@@ -289,7 +289,7 @@ fn facts() -> Facts {
         plugin_dir: "/usr/lib/bacula".into(),
         fd_work_dir: "/var/lib/bacula".into(),
         secrets: render::SECRETS
-            .map(|name| (name, format!("k{name}")))
+            .map(|name| (name.to_owned(), format!("k{name}")))
             .into(),
         sources: BTreeMap::from([("catalog", "1".into()), ("director", "2".into())]),
         base: Some("b".into()),

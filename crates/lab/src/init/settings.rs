@@ -162,6 +162,14 @@ fn vm_keys() -> String {
     let freeze = policy::FREEZE_MS;
     format!(
         "\
+# Users: a console each, with a password of its own; `lab-backup console NAME` prints what they need. None by default.
+# [users.alice]
+# \"engineer\": runs backups, restores VMs beside what exists, but for those of tier 0; \"operator\": also replaces VMs;
+# \"monitor\": only looks.
+# role = \"engineer\"
+# Keys of the VMs that they see. Default: all.
+# vms = [\"example\"]
+
 # VMs: one table each. Its name is for ever, since jobs and the catalog know the VM by it: 1 to 64 of
 # A-Z a-z 0-9 . _ -, beginning with a letter or digit, not with lab-backup-.
 #[vms.example]

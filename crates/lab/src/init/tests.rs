@@ -65,6 +65,7 @@ fn every_key_is_named() {
         ("[tiers.0]", 7),
         ("[hypervisors.local]", 4),
         ("[vms.example]", 7),
+        ("[users.alice]", 2),
     ] {
         let keys = keys(heading);
         assert!(keys.len() >= count, "{heading}: {keys:?}");

@@ -34,7 +34,7 @@ pub(super) fn files(model: &Model, facts: &Facts) -> Vec<File> {
     }
     blocks.extend(restore_blocks(model));
     blocks.extend(catalog_blocks(model, facts));
-    blocks.extend(consoles(model));
+    blocks.extend(super::consoles::blocks(model));
     let mut main = file(&blocks);
     let mut files = Vec::new();
     let retired = facts.retired.iter().map(|(key, vm)| (key, vm, false));
@@ -61,7 +61,7 @@ pub(super) fn files(model: &Model, facts: &Facts) -> Vec<File> {
     files
 }
 
-fn secret(name: &str) -> Value {
+pub(super) fn secret(name: &str) -> Value {
     Value::Secret(format!("/run/secrets/{name}"))
 }
 
@@ -355,84 +355,5 @@ fn restore_blocks(model: &Model) -> Vec<Block> {
         job("lab-backup-restore-replace", "/"),
         // Whoever starts it by hand need not know what stands in its `where`.
         job("lab-backup-verify", &proof),
-    ]
-}
-
-const LOOK: &[&str] = &[
-    "help",
-    "list",
-    "llist",
-    "messages",
-    "quit",
-    "status",
-    "use",
-    "version",
-    "wait",
-    "gui",
-    ".api",
-    ".bvfs_get_jobids",
-    ".bvfs_lsdirs",
-    ".bvfs_lsfiles",
-    ".bvfs_update",
-    ".bvfs_versions",
-    ".clients",
-    ".help",
-    ".jlist",
-    ".jobs",
-    ".levels",
-    ".pools",
-    ".status",
-    ".storage",
-    ".types",
-];
-const ACT: &[&str] = &[
-    "run",
-    "cancel",
-    "restore",
-    "estimate",
-    ".bvfs_cleanup",
-    ".bvfs_get_delta",
-    ".bvfs_restore",
-    ".defaults",
-    ".filesets",
-    ".catalogs",
-];
-const OPERATE: &[&str] = &["enable", "disable", "mount", "unmount"];
-
-fn consoles(model: &Model) -> Vec<Block> {
-    let keys: Vec<String> = model.vms.keys().cloned().collect();
-    let all = || vec!["*all*".to_owned()];
-    let words = |lists: &[&[&str]]| {
-        let words = lists.iter().flat_map(|list| list.iter());
-        words.map(|w| (*w).to_owned()).collect::<Vec<_>>()
-    };
-    let console = |name: &str, commands: Vec<String>, jobs: Vec<String>, places: Vec<String>| {
-        Block::new("Console")
-            .set("Name", name)
-            .set("Password", secret(&format!("console-{name}")))
-            .tls()
-            .set("Command ACL", Value::List(commands))
-            .set("Job ACL", Value::List(jobs))
-            .set("Client ACL", Value::List(all()))
-            .set("Storage ACL", Value::List(all()))
-            .set("Schedule ACL", Value::List(all()))
-            .set("Pool ACL", Value::List(all()))
-            .set("File Set ACL", Value::List(all()))
-            .set("Catalog ACL", Value::List(all()))
-            .set("Directory ACL", Value::List(all()))
-            .set("Where ACL", Value::List(places))
-    };
-    // An engineer restores beside what exists; replacing a machine is the operators' job.
-    let mut engineer = keys;
-    engineer.extend(["lab-backup-restore", "lab-backup-verify"].map(String::from));
-    vec![
-        console("engineer", words(&[LOOK, ACT]), engineer, all()),
-        console("operator", words(&[LOOK, ACT, OPERATE]), all(), all()),
-        console(
-            "monitor",
-            words(&[LOOK]),
-            all(),
-            vec!["/nonexistent".into()],
-        ),
     ]
 }

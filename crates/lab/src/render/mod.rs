@@ -6,6 +6,7 @@
 //! secrets themselves may be shown in a plan.
 
 mod bacula;
+mod consoles;
 mod director;
 mod hypervisor;
 mod kit;
@@ -62,6 +63,13 @@ pub(crate) const SECRETS: [&str; 7] = [
     "storage",
 ];
 
+/// The secrets of a lab: those that each has, and the password of every user's console.
+pub(crate) fn secrets(model: &Model) -> Vec<String> {
+    let own = SECRETS.iter().map(|name| (*name).to_owned());
+    let users = model.users.keys().map(|name| format!("user-{name}"));
+    own.chain(users).collect()
+}
+
 /// Passphrase of the recovery kit. No container gets it.
 pub(crate) const PASSPHRASE: &str = "/etc/lab-backup/secrets/kit";
 /// Where the recovery kit is kept on this host.
@@ -81,7 +89,7 @@ pub(crate) struct Facts {
     /// Directory in which the native File Daemon keeps its state.
     pub(crate) fd_work_dir: String,
     /// Passwords by name, read or freshly made.
-    pub(crate) secrets: BTreeMap<&'static str, String>,
+    pub(crate) secrets: BTreeMap<String, String>,
     /// Fingerprint of each image's sources, by name.
     pub(crate) sources: BTreeMap<&'static str, String>,
     /// Fingerprint of the base tar, when the base is one.
@@ -110,8 +118,8 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
     let bconsole = hypervisor::bconsole();
     let policy = policy(model, facts);
 
-    let secret = |names: &[&'static str]| {
-        let values = names.iter().filter_map(|name| facts.secrets.get(name));
+    let secret = |names: &[&str]| {
+        let values = names.iter().filter_map(|name| facts.secrets.get(*name));
         fingerprint(values.map(String::as_bytes))
     };
     let text = |file: &File| file.text.clone();
@@ -148,7 +156,14 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         ),
         Service {
             reloads: Some(fingerprint(director.iter().map(|f| f.text.as_bytes()))),
-            ..service(DIRECTOR, &[&unit("director"), &secret(&SECRETS)], &director)
+            ..service(
+                DIRECTOR,
+                &[
+                    &unit("director"),
+                    &fingerprint(facts.secrets.values().map(String::as_bytes)),
+                ],
+                &director,
+            )
         },
         Service {
             scope: Scope::System,
@@ -224,7 +239,7 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
 }
 
 fn secret_files(facts: &Facts) -> Vec<File> {
-    let file = |(name, value): (&&str, &String)| File {
+    let file = |(name, value): (&String, &String)| File {
         path: Path::new(SECRETS_DIR).join(name),
         text: format!("{value}\n"),
         mode: 0o600,
@@ -234,7 +249,7 @@ fn secret_files(facts: &Facts) -> Vec<File> {
 }
 
 fn podman_secrets(facts: &Facts) -> Vec<Secret> {
-    let secret = |(name, value): (&&str, &String)| Secret {
+    let secret = |(name, value): (&String, &String)| Secret {
         name: format!("lab-backup-{name}"),
         file: Path::new(SECRETS_DIR).join(name),
         fingerprint: fingerprint([value.as_bytes()]),

@@ -12,7 +12,10 @@ fn facts() -> Facts {
         uid: 1000,
         plugin_dir: "/usr/lib64/bacula".into(),
         fd_work_dir: "/var/spool/bacula".into(),
-        secrets: SECRETS.map(|name| (name, format!("ksecret{name}"))).into(),
+        secrets: secrets(&model::parse(LAB).unwrap())
+            .into_iter()
+            .map(|name| (name.clone(), format!("ksecret{name}")))
+            .collect(),
         sources: [("catalog", 1), ("director", 2), ("storage", 3)]
             .map(|(k, n)| (k, number(n)))
             .into(),

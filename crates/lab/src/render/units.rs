@@ -118,7 +118,9 @@ fn director(model: &Model, image: &str) -> Unit {
     for name in names {
         unit = unit.set("AddHost", format!("{name}:host-gateway"));
     }
-    service(with_secrets(unit, &super::SECRETS, BACULA))
+    let secrets = super::secrets(model);
+    let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+    service(with_secrets(unit, &secrets, BACULA))
 }
 
 /// What all containers have in common.

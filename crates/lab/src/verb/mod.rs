@@ -1,6 +1,7 @@
 //! One file per verb.
 
 pub(crate) mod apply;
+pub(crate) mod console;
 pub(crate) mod images;
 pub(crate) mod init;
 pub(crate) mod kit;
