@@ -46,6 +46,8 @@ fn every_setting_that_is_switched_on_means_what_held_before() {
     assert_eq!(after, before);
 }
 
+const MANUAL: &str = include_str!("../../../../docs/lab-toml.md");
+
 /// Asks the reader itself for its keys, so that a new one cannot be forgotten here.
 #[test]
 fn every_key_is_named() {
@@ -76,6 +78,11 @@ fn every_key_is_named() {
                 .iter()
                 .any(|before| table.contains(&format!("{before}{key} = ")));
             assert!(there, "{key} of {heading}");
+            let name = heading.trim_matches(['[', ']']).split('.').next().unwrap();
+            let (_, section) = MANUAL.split_once(&format!("\n## [{name}")).unwrap();
+            let section = section.split("\n## ").next().unwrap();
+            let told = section.contains(&format!("\n| `{key}` |"));
+            assert!(told, "{key} of {heading} in docs/lab-toml.md");
         }
     }
 }
