@@ -31,6 +31,8 @@ enum Verb {
     Plan(verb::plan::Plan),
     /// Make this host what lab.toml says
     Apply(verb::apply::Apply),
+    /// Show, start and stop the services of the stack
+    Stack(verb::stack::Stack),
     /// List the container images that lab.toml asks for
     #[command(hide = true)]
     Images(verb::images::Images),
@@ -85,6 +87,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Verify(verify) => verify.run(),
         Verb::Plan(plan) => plan.run(),
         Verb::Apply(apply) => apply.run(),
+        Verb::Stack(stack) => stack.run(),
         Verb::Images(images) => images.run(),
         Verb::Man(man) => man.run(),
         Verb::Completions(completions) => completions.run(),

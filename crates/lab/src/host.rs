@@ -73,6 +73,34 @@ impl Run {
     pub(crate) fn line(&self) -> String {
         self.argv.join(" ")
     }
+
+    /// All words that are run, those that change to the account included.
+    fn command(&self) -> Vec<String> {
+        let mut argv = Vec::new();
+        if let Some(login) = &self.login {
+            // Podman and systemctl find the account's own manager and store by these.
+            let runtime = format!("/run/user/{}", login.uid);
+            argv.extend(["runuser", "-u", &login.name, "--", "env"].map(str::to_owned));
+            argv.push(format!("HOME={}", login.home.display()));
+            argv.push(format!("DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"));
+            argv.push(format!("XDG_RUNTIME_DIR={runtime}"));
+        }
+        argv.extend(self.argv.iter().cloned());
+        argv
+    }
+
+    /// The whole command as a shell would read it.
+    pub(crate) fn shown(&self) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+        let word = |word: &String| {
+            if !word.is_empty() && word.chars().all(plain) {
+                return word.clone();
+            }
+            format!("'{}'", word.replace('\'', "'\\''"))
+        };
+        let words: Vec<String> = self.command().iter().map(word).collect();
+        words.join(" ")
+    }
 }
 
 /// What a path holds.
@@ -105,6 +133,22 @@ pub(crate) trait Host {
 /// This machine.
 #[derive(Debug)]
 pub(crate) struct ThisHost;
+
+impl ThisHost {
+    /// Runs a program on our own terminal, for as long as it takes; did it end well?
+    pub(crate) fn attach(&self, run: &Run) -> io::Result<bool> {
+        let argv = run.command();
+        let Some((program, arguments)) = argv.split_first() else {
+            return Err(io::Error::other("no program"));
+        };
+        // The account may not enter the directory that we were called from.
+        let status = Command::new(program)
+            .args(arguments)
+            .current_dir("/")
+            .status()?;
+        Ok(status.success())
+    }
+}
 
 impl Host for ThisHost {
     fn look(&self, path: &Path) -> io::Result<Option<Found>> {
@@ -141,21 +185,7 @@ impl Host for ThisHost {
     }
 
     fn run(&self, run: &Run) -> io::Result<Output> {
-        let mut argv = Vec::new();
-        if let Some(login) = &run.login {
-            // Podman and systemctl find the account's own manager and store by these.
-            let runtime = format!("/run/user/{}", login.uid);
-            argv.extend([
-                "runuser".into(),
-                "-u".into(),
-                login.name.clone(),
-                "--".into(),
-            ]);
-            argv.extend(["env".into(), format!("HOME={}", login.home.display())]);
-            argv.push(format!("DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"));
-            argv.push(format!("XDG_RUNTIME_DIR={runtime}"));
-        }
-        argv.extend(run.argv.iter().cloned());
+        let argv = run.command();
         let Some((program, arguments)) = argv.split_first() else {
             return Err(io::Error::other("no program"));
         };
@@ -201,5 +231,28 @@ impl Host for ThisHost {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_reads_it() {
+        let run = Run::new(&["journalctl", "A=b", "+", "it's $HOME", ""]);
+        assert_eq!(run.shown(), r"journalctl A=b + 'it'\''s $HOME' ''");
+        let login = Login {
+            name: "lab-backup".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/lab-backup".into(),
+        };
+        assert_eq!(
+            Run::new(&["podman", "ps"]).login(&login).shown(),
+            "runuser -u lab-backup -- env HOME=/home/lab-backup \
+             DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus \
+             XDG_RUNTIME_DIR=/run/user/1000 podman ps"
+        );
     }
 }

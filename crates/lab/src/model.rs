@@ -17,6 +17,9 @@ use crate::problem::{Problem, Problems};
 use check::Checker;
 pub(crate) use tier::Tier;
 
+/// Account that runs the containers unless `account.name` says otherwise.
+pub(crate) const ACCOUNT: &str = "lab-backup";
+
 /// The whole lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Model {

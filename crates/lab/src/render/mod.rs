@@ -44,6 +44,10 @@ pub(crate) const CATALOG: &str = "lab-backup-catalog.service";
 pub(crate) const STORAGE: &str = "lab-backup-storage.service";
 pub(crate) const DIRECTOR: &str = "lab-backup-director.service";
 pub(crate) const FD: &str = "bacula-fd.service";
+/// Units of the host's that the package brings.
+pub(crate) const GUARD: &str = "lab-backup-guard.service";
+pub(crate) const SOCKET: &str = "lab-backup-worker.socket";
+pub(crate) const REPAIR: &str = "lab-backup-repair.timer";
 
 /// Every secret: a file of that name, and for most a Podman secret `lab-backup-NAME`.
 pub(crate) const SECRETS: [&str; 7] = [
@@ -128,9 +132,9 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
             enable: true,
             ..service(FD, &[&fd.text, &secret(&["fd"])], std::slice::from_ref(&fd))
         },
-        system("lab-backup-guard.service"),
-        system("lab-backup-worker.socket"),
-        system("lab-backup-repair.timer"),
+        system(GUARD),
+        system(SOCKET),
+        system(REPAIR),
     ];
 
     let mut files = secret_files(facts);

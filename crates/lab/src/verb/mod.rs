@@ -7,6 +7,7 @@ pub(crate) mod plan;
 mod point;
 pub(crate) mod restore;
 pub(crate) mod run;
+pub(crate) mod stack;
 pub(crate) mod status;
 pub(crate) mod verify;
 
@@ -53,6 +54,33 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
         state,
         plan,
     })
+}
+
+/// Refuses to go on while jobs run, which what comes next would make fail; `force` only warns.
+///
+/// A Director that does not answer cannot be asked, and must not keep anybody from mending it.
+fn no_jobs(console: &Console, force: bool) -> anyhow::Result<()> {
+    let running = match console.running() {
+        Ok(running) => running,
+        Err(error) => {
+            eprintln!("lab-backup: going on without knowing whether jobs run: {error}");
+            return Ok(());
+        }
+    };
+    if running.is_empty() {
+        return Ok(());
+    }
+    let jobs = running
+        .iter()
+        .map(|job| format!("{} (job {})", job.name, job.id));
+    let jobs = jobs.collect::<Vec<_>>().join(", ");
+    if !force {
+        anyhow::bail!(
+            "jobs run or wait, and would fail: {jobs}; wait for their end, or add --force"
+        );
+    }
+    eprintln!("lab-backup: these jobs will fail: {jobs}");
+    Ok(())
 }
 
 /// The VMs that the Director knows.
