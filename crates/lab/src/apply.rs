@@ -12,10 +12,11 @@ use std::time::Duration;
 use crate::bconsole::{self, Console};
 use crate::desired::{Desired, Image, Owner, Scope, Service, Source};
 use crate::host::{Feed, Host, Login, Run};
+use crate::made::Made;
 use crate::observe::{self, State};
 use crate::plan::{Action, Plan};
 use crate::process::Output;
-use crate::render::{DIRECTOR, FD_CONF};
+use crate::render::{ACCOUNT_COMMENT, DIRECTOR, FD_CONF, HEADER};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,8 @@ pub(crate) fn apply(
     plan: &Plan,
     tell: &mut dyn FnMut(&Action),
 ) -> Result<(), Error> {
+    let noted = Made::note(host, &state, plan);
+    noted.map_err(|source| write_error(Made::PATH.as_ref(), source))?;
     let mut applier = Applier {
         host,
         director,
@@ -186,7 +189,7 @@ impl Applier<'_> {
             "--shell",
             "/usr/sbin/nologin",
             "--comment",
-            "Containers of lab-backup",
+            ACCOUNT_COMMENT,
             name,
         ]))?;
         self.state.login = observe::login(self.host, name)?;
@@ -236,16 +239,13 @@ impl Applier<'_> {
 
     /// The File Daemon's package brings a file of the same name; it comes back with uninstall.
     fn keep_packaged(&self, path: &Path, before: Option<&str>) -> Result<(), Error> {
-        let kept = PathBuf::from(format!("{FD_CONF}.packaged"));
-        let Some(before) = before.filter(|_| path.as_os_str() == FD_CONF) else {
-            return Ok(());
-        };
-        let look = self.host.look(&kept);
-        if look.map_err(|source| write_error(&kept, source))?.is_some() {
+        let foreign = before.is_some_and(|text| !text.starts_with(HEADER));
+        if path.as_os_str() != FD_CONF || !foreign {
             return Ok(());
         }
-        let written = self.host.write(&kept, before, 0o640);
-        written.map_err(|source| write_error(&kept, source))
+        let kept = PathBuf::from(format!("{FD_CONF}.packaged"));
+        let done = self.host.keep(path, &kept);
+        done.map_err(|source| write_error(&kept, source))
     }
 
     fn image(&self, image: &Image) -> Result<(), Error> {

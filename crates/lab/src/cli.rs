@@ -31,6 +31,8 @@ enum Verb {
     Plan(verb::plan::Plan),
     /// Make this host what lab.toml says
     Apply(verb::apply::Apply),
+    /// Remove what apply made
+    Uninstall(verb::uninstall::Uninstall),
     /// Show, start and stop the services of the stack
     Stack(verb::stack::Stack),
     /// List the container images that lab.toml asks for
@@ -87,6 +89,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Verify(verify) => verify.run(),
         Verb::Plan(plan) => plan.run(),
         Verb::Apply(apply) => apply.run(),
+        Verb::Uninstall(uninstall) => uninstall.run(),
         Verb::Stack(stack) => stack.run(),
         Verb::Images(images) => images.run(),
         Verb::Man(man) => man.run(),

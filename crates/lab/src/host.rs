@@ -128,6 +128,15 @@ pub(crate) trait Host {
     fn make_dir(&self, path: &Path, mode: u32, owner: (u32, u32)) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file a second name in the same directory, so that it survives the next write with
+    /// owner, mode and label; what already has that name stays.
+    fn keep(&self, path: &Path, kept: &Path) -> io::Result<()>;
+    /// Puts a file in the place of another in the same directory.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a directory that is empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Removes a file, or a directory with all that is in it.
+    fn remove_tree(&self, path: &Path) -> io::Result<()>;
 }
 
 /// This machine.
@@ -227,10 +236,38 @@ impl Host for ThisHost {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        gone(fs::remove_file(path))
+    }
+
+    fn keep(&self, path: &Path, kept: &Path) -> io::Result<()> {
+        match fs::hard_link(path, kept) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
         }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        gone(fs::remove_dir(path))
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_dir() => gone(fs::remove_dir_all(path)),
+            Ok(_) => self.remove(path),
+            Err(error) => gone(Err(error)),
+        }
+    }
+}
+
+/// What is not there need not be removed.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -4,6 +4,8 @@
 //! lab.toml -> config -> model -> render -> desired -+
 //!                                                   +-> plan -> apply
 //!                       this host -> observe -> state+
+//!
+//! uninstall goes back, from what is there.
 //! ```
 
 mod applied;
@@ -16,6 +18,9 @@ mod diff;
 mod exit;
 mod follow;
 mod host;
+mod made;
+#[cfg(test)]
+mod memory;
 mod model;
 mod observe;
 mod plan;
@@ -24,6 +29,7 @@ mod process;
 mod render;
 mod schedule;
 mod show;
+mod uninstall;
 mod verb;
 
 use std::process::ExitCode;

@@ -22,6 +22,8 @@ use crate::desired::{
 };
 use crate::model::{Base, Model};
 
+pub(crate) use units::dir as units_dir;
+
 /// First line of every file we write.
 pub(crate) const HEADER: &str =
     "# Written by lab-backup apply from /etc/lab-backup/lab.toml; changes are lost.\n";
@@ -36,8 +38,10 @@ pub(crate) const BCONSOLE: &str = "/etc/lab-backup/bconsole.conf";
 pub(crate) const FD_CONF: &str = "/etc/bacula/bacula-fd.conf";
 /// Sources of the images.
 pub(crate) const CONTAINERS: &str = "/usr/share/lab-backup/containers";
-const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
-const STORAGE_DIR: &str = "/etc/lab-backup/storage";
+pub(crate) const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
+pub(crate) const STORAGE_DIR: &str = "/etc/lab-backup/storage";
+/// What the account database says of an account that apply made.
+pub(crate) const ACCOUNT_COMMENT: &str = "Containers of lab-backup";
 
 /// Units of the three containers, in the order in which they start.
 pub(crate) const CATALOG: &str = "lab-backup-catalog.service";
@@ -181,6 +185,7 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
         root(DIRECTOR_DIR, 0o755),
         root("/etc/lab-backup/director/vms", 0o755),
         root(STORAGE_DIR, 0o755),
+        root("/etc/containers/systemd", 0o755),
         root("/etc/containers/systemd/users", 0o755),
         Dir {
             path: units::dir(facts.uid),

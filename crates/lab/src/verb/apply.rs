@@ -1,20 +1,13 @@
 //! `lab-backup apply`
 
-use std::fs::File;
-use std::path::Path;
-
 use anyhow::Context as _;
 use clap::Args;
-use rustix::fs::{FlockOperation, flock};
 
 use crate::bconsole::Console;
 use crate::cli::LabFile;
 use crate::exit::Exit;
 use crate::host::ThisHost;
 use crate::{apply, plan};
-
-/// Held by a running apply.
-const LOCK: &str = "/run/lab-backup-apply.lock";
 
 /// Makes this host what lab.toml says.
 #[derive(Debug, Args)]
@@ -36,7 +29,7 @@ impl Apply {
         }
         // A wrong lab.toml is told before anything is touched, the lock included.
         super::model(&self.file.lab)?;
-        let _lock = lock()?;
+        let _lock = super::lock()?;
         let outlook = super::outlook(&ThisHost, &self.file.lab)?;
         let count = outlook.plan.actions.len();
         let mut tell = |action: &plan::Action| println!("  {action}");
@@ -54,13 +47,4 @@ impl Apply {
         println!("{}", plan::changes(count));
         Ok(Exit::Done)
     }
-}
-
-/// Two at a time would see each other's half-done work.
-fn lock() -> anyhow::Result<File> {
-    let path = Path::new(LOCK);
-    let file = File::create(path).with_context(|| format!("cannot lock {LOCK}"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .context("another lab-backup apply is running")?;
-    Ok(file)
 }

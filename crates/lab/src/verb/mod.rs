@@ -9,11 +9,15 @@ pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod stack;
 pub(crate) mod status;
+pub(crate) mod uninstall;
 pub(crate) mod verify;
 
+use std::fs::File;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
+use rustix::fs::{FlockOperation, flock};
 
 use relay::name;
 
@@ -24,6 +28,9 @@ use crate::host::Host;
 use crate::model::{self, Model};
 use crate::observe::{self, State};
 use crate::{plan as planning, render, show};
+
+/// Held by a running apply or uninstall.
+const LOCK: &str = "/run/lab-backup-apply.lock";
 
 /// Reads and checks a `lab.toml`.
 fn model(path: &Path) -> anyhow::Result<Model> {
@@ -54,6 +61,29 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
         state,
         plan,
     })
+}
+
+/// Asks once. Without a terminal nobody can answer, so nothing is done.
+fn confirmed() -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Err(
+            Usage("no terminal to ask on; add --yes to go on without a question".into()).into(),
+        );
+    }
+    print!("Go on? [y/N] ");
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Two at a time would see each other's half-done work.
+fn lock() -> anyhow::Result<File> {
+    let path = Path::new(LOCK);
+    let file = File::create(path).with_context(|| format!("cannot lock {LOCK}"))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .context("another lab-backup apply or uninstall is running")?;
+    Ok(file)
 }
 
 /// Refuses to go on while jobs run, which what comes next would make fail; `force` only warns.

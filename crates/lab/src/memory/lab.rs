@@ -1,0 +1,39 @@
+//! A small lab, and how it is applied to a host in memory.
+
+use std::collections::BTreeMap;
+
+use super::MemoryHost;
+use crate::apply::{Error, apply};
+use crate::model::{self, Model};
+use crate::observe;
+use crate::plan;
+use crate::render::{self, Facts};
+
+const LAB: &str = "version = 1\n[lab]\naddress = \"lab\"\n[storage]\ndir = \"/srv/v\"\n[images]\nbase = \"/base.tar\"\n";
+
+/// A lab with these VMs.
+pub(crate) fn lab(vms: &str) -> Model {
+    model::parse(&format!("{LAB}{vms}")).unwrap()
+}
+
+fn facts() -> Facts {
+    Facts {
+        uid: 1000,
+        plugin_dir: "/usr/lib/bacula".into(),
+        fd_work_dir: "/var/lib/bacula".into(),
+        secrets: render::SECRETS
+            .map(|name| (name, format!("k{name}")))
+            .into(),
+        sources: BTreeMap::from([("catalog", "1".into()), ("director", "2".into())]),
+        base: Some("b".into()),
+    }
+}
+
+/// One `lab-backup apply`: the number of its actions, and how it ended.
+pub(crate) fn go(host: &MemoryHost, model: &Model) -> (usize, Result<(), Error>) {
+    let desired = render::render(model, &facts());
+    let state = observe::state(host, &desired).unwrap();
+    let plan = plan::plan(&desired, &state);
+    let done = apply(host, host, &desired, state, &plan, &mut |_| {});
+    (plan.actions.len(), done)
+}
