@@ -110,5 +110,8 @@ fn one_line(error: &clap::Error) -> String {
             .collect();
         return format!("{first} {}; see lab-backup --help", rest.join(" "));
     }
-    format!("{first}; see lab-backup --help")
+    // What may be written instead.
+    let values = lines.find(|line| line.starts_with("[possible values"));
+    let values = values.map(|line| format!(" {line}")).unwrap_or_default();
+    format!("{first}{values}; see lab-backup --help")
 }

@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use lab::{go, lab};
 
-use crate::apply::Director;
-use crate::bconsole;
 use crate::host::{Found, Host, Run};
 use crate::observe::UnitState;
 use crate::process::Output;
@@ -271,7 +269,12 @@ impl Host for MemoryHost {
                 let there = self.world.borrow().images.contains(*tag);
                 answer(if there { 0 } else { 1 }, String::new())
             }
-            ["podman", "import" | "build" | "pull", .., a, b] => {
+            ["podman", "pull", tag] => {
+                self.burn(format!("image pull {tag}"))?;
+                self.world.borrow_mut().images.insert((*tag).into());
+                answer(0, String::new())
+            }
+            ["podman", "import" | "build", .., a, b] => {
                 self.burn(format!(
                     "image {} {}",
                     argv[1],
@@ -382,23 +385,5 @@ impl Host for MemoryHost {
         let mut world = self.world.borrow_mut();
         world.paths.retain(|other, _| !other.starts_with(path));
         Ok(())
-    }
-}
-
-impl Director for MemoryHost {
-    fn reloaded(&self) -> Result<u64, bconsole::Error> {
-        Ok(self.world.borrow().reloads)
-    }
-
-    fn reload(&self) -> Result<String, bconsole::Error> {
-        self.burn("reload".into()).map_err(bconsole::Error::Run)?;
-        if self.refuse.get() {
-            return Ok("Please correct configuration file\n".into());
-        }
-        let loaded = self.under("/etc/lab-backup/director");
-        let mut world = self.world.borrow_mut();
-        world.loaded = loaded;
-        world.reloads += 1;
-        Ok(String::new())
     }
 }

@@ -19,7 +19,7 @@ use crate::desired::Scope;
 use crate::made::Made;
 use crate::model::{self, Base, Model};
 use crate::render::{
-    BCONSOLE, CATALOG, DIRECTOR, DIRECTOR_DIR, ETC, FD, FD_CONF, GUARD, HEADER, REPAIR,
+    BCONSOLE, CATALOG, DIRECTOR, DIRECTOR_DIR, ETC, FD, FD_CONF, FD_KEPT, GUARD, HEADER, REPAIR,
     SECRETS_DIR, SOCKET, STORAGE, STORAGE_DIR,
 };
 
@@ -220,11 +220,11 @@ fn file_daemon(seen: &Seen, actions: &mut Vec<Removal>) {
     let path = || PathBuf::from(FD_CONF);
     let change = match (now, kept) {
         (now, Some(_)) if now.is_none_or(ours) => Some(Removal::Restore {
-            kept: look::kept(),
+            kept: FD_KEPT.into(),
             path: path(),
         }),
         // An apply that was cut off before it wrote its own.
-        (Some(now), Some(kept)) if now == kept => Some(Removal::File(look::kept())),
+        (Some(now), Some(kept)) if now == kept => Some(Removal::File(FD_KEPT.into())),
         (Some(now), None) if ours(now) => Some(Removal::File(path())),
         _ => None,
     };

@@ -137,20 +137,6 @@ fn a_file_that_somebody_changed_is_put_right_and_read_again() {
 }
 
 #[test]
-fn a_configuration_that_the_director_refuses_stays_to_be_done() {
-    let host = MemoryHost::default();
-    go(&host, &lab("")).1.unwrap();
-    host.refuse.set(true);
-    let after = lab("[vms.web01]\ntier = 0\n");
-    let error = go(&host, &after).1.unwrap_err();
-    assert!(matches!(error, Error::Refused(_)), "{error}");
-    assert!(error.to_string().contains("line 7"), "{error}");
-    host.refuse.set(false);
-    assert_eq!(go(&host, &after).0, 1);
-    assert_eq!(go(&host, &after).0, 0);
-}
-
-#[test]
 fn the_packaged_file_daemon_configuration_is_kept_once() {
     let host = MemoryHost::default();
     let packaged = Found {

@@ -1,15 +1,34 @@
-//! A small lab, and how it is applied to a host in memory.
+//! A small lab, its Director, and how it is applied to a host in memory.
 
 use std::collections::BTreeMap;
 
 use super::MemoryHost;
-use crate::apply::{Error, apply};
+use crate::apply::{Director, Error, apply};
+use crate::bconsole;
 use crate::model::{self, Model};
 use crate::observe;
 use crate::plan;
 use crate::render::{self, Facts};
 
 const LAB: &str = "version = 1\n[lab]\naddress = \"lab\"\n[storage]\ndir = \"/srv/v\"\n[images]\nbase = \"/base.tar\"\n";
+
+impl Director for MemoryHost {
+    fn reloaded(&self) -> Result<u64, bconsole::Error> {
+        Ok(self.world.borrow().reloads)
+    }
+
+    fn reload(&self) -> Result<String, bconsole::Error> {
+        self.burn("reload".into()).map_err(bconsole::Error::Run)?;
+        if self.refuse.get() {
+            return Ok("Please correct configuration file\n".into());
+        }
+        let loaded = self.under("/etc/lab-backup/director");
+        let mut world = self.world.borrow_mut();
+        world.loaded = loaded;
+        world.reloads += 1;
+        Ok(String::new())
+    }
+}
 
 /// A lab with these VMs.
 pub(crate) fn lab(vms: &str) -> Model {

@@ -127,6 +127,7 @@ fn what_a_unit_reads_decides_what_happens_to_it() {
         starts_with: "1".into(),
         reloads: Some("1".into()),
         files: vec![Path::new("/x.conf").into()],
+        beside: Vec::new(),
     };
     let with = |active, applied: &str, wrote| {
         let mut state = state();

@@ -36,6 +36,8 @@ pub(crate) const SECRETS_DIR: &str = "/etc/lab-backup/secrets";
 pub(crate) const BCONSOLE: &str = "/etc/lab-backup/bconsole.conf";
 /// What the native File Daemon reads.
 pub(crate) const FD_CONF: &str = "/etc/bacula/bacula-fd.conf";
+/// The one that the package brought.
+pub(crate) const FD_KEPT: &str = "/etc/bacula/bacula-fd.conf.packaged";
 /// Sources of the images.
 pub(crate) const CONTAINERS: &str = "/usr/share/lab-backup/containers";
 pub(crate) const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
@@ -96,13 +98,18 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         fingerprint(values.map(String::as_bytes))
     };
     let text = |file: &File| file.text.clone();
-    let unit = |name: &str| {
+    let unit_files = |name: &str| -> Vec<&File> {
         // The network and the volumes are part of what a container starts with.
         let shared = units.iter().filter(|f| !ends(f, ".container"));
         let own = units
             .iter()
             .filter(|f| ends(f, &format!("{name}.container")));
-        own.chain(shared).map(text).collect::<Vec<_>>().concat()
+        own.chain(shared).collect()
+    };
+    let unit = |name: &str| -> String { unit_files(name).into_iter().map(text).collect() };
+    let beside = |name: &str| -> Vec<PathBuf> {
+        let files = unit_files(name).into_iter();
+        files.map(|f| f.path.clone()).collect()
     };
     let service = |unit, starts_with: &[&str], files: &[File]| Service {
         unit,
@@ -111,6 +118,7 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         starts_with: fingerprint(starts_with.iter().map(|s| s.as_bytes())),
         reloads: None,
         files: files.iter().map(|f| f.path.clone()).collect(),
+        beside: Vec::new(),
     };
     let system = |unit| Service {
         unit,
@@ -119,15 +127,24 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         starts_with: String::new(),
         reloads: None,
         files: Vec::new(),
+        beside: Vec::new(),
     };
     let services = vec![
-        service(CATALOG, &[&unit("catalog"), &secret(&["catalog"])], &[]),
-        service(
-            STORAGE,
-            &[&unit("storage"), &secret(&["storage"]), &storage.text],
-            std::slice::from_ref(&storage),
-        ),
         Service {
+            beside: beside("catalog"),
+            ..service(CATALOG, &[&unit("catalog"), &secret(&["catalog"])], &[])
+        },
+        Service {
+            beside: beside("storage"),
+            ..service(
+                STORAGE,
+                &[&unit("storage"), &secret(&["storage"]), &storage.text],
+                std::slice::from_ref(&storage),
+            )
+        },
+        Service {
+            // A VM that the Director knows must be known to its worker.
+            beside: [beside("director"), vec![policy::PATH.into()]].concat(),
             reloads: Some(fingerprint(director.iter().map(|f| f.text.as_bytes()))),
             ..service(DIRECTOR, &[&unit("director"), &secret(&SECRETS)], &director)
         },

@@ -12,17 +12,12 @@ use crate::desired::Scope;
 use crate::host::{Host, Login, Run};
 use crate::observe::{self, Error, UnitState};
 use crate::process::Output;
-use crate::render::{self, ACCOUNT_COMMENT};
+use crate::render::{self, ACCOUNT_COMMENT, FD_KEPT};
 
 /// Lasting state on the hypervisor; its directories are the package's.
 const STATE: &str = "/var/lib/lab-backup";
 /// How our half-written files are called.
 const TEMPORARY: &str = ".lab-backup-";
-
-/// Where `apply` keeps the File Daemon's configuration that it found.
-pub(super) fn kept() -> PathBuf {
-    format!("{FD_CONF}.packaged").into()
-}
 
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +86,7 @@ pub(crate) fn look(host: &dyn Host, target: &Target) -> Result<Seen, Error> {
             source,
         })?,
         fd_conf: looker.text(Path::new(FD_CONF))?,
-        fd_kept: looker.text(&kept())?,
+        fd_kept: looker.text(Path::new(FD_KEPT))?,
         ..Seen::default()
     };
     looker.account(&mut seen)?;

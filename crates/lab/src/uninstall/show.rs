@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use super::look::{self, Seen};
-use super::{FD, FD_CONF, HEADER, Kind, Removal, Removals, Target};
+use super::look::Seen;
+use super::{FD, FD_CONF, FD_KEPT, HEADER, Kind, Removal, Removals, Target};
 use crate::config;
 use crate::plan::changes;
 
@@ -44,11 +44,7 @@ pub(super) fn stays(target: &Target, seen: &Seen) -> Vec<String> {
         && !now.starts_with(HEADER)
         && now != kept
     {
-        let kept = look::kept();
-        stays.push(format!(
-            "{}: somebody changed {FD_CONF} since",
-            kept.display()
-        ));
+        stays.push(format!("{FD_KEPT}: somebody changed {FD_CONF} since"));
     }
     if seen.restored {
         stays.push("restored files in /var/lib/lab-backup/restore".into());

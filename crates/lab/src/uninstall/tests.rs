@@ -6,8 +6,6 @@ use crate::host::Host as _;
 use crate::memory::{Broken, MemoryHost, World, go, lab};
 use crate::observe::UnitState;
 
-const KEPT: &str = "/etc/bacula/bacula-fd.conf.packaged";
-
 /// A host with the packages, a File Daemon that runs, and a `lab.toml`.
 fn blank() -> MemoryHost {
     let host = MemoryHost::default();
@@ -293,7 +291,7 @@ fn the_file_daemon_comes_back_as_it_was_found() {
     host.put(FD_CONF, "Password = newer\n");
     let (removals, done) = back(&host, false, true);
     done.unwrap();
-    assert!(host.world.borrow().paths.contains_key(Path::new(KEPT)));
+    assert!(host.world.borrow().paths.contains_key(Path::new(FD_KEPT)));
     assert!(
         removals
             .stays
