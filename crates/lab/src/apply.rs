@@ -1,21 +1,28 @@
 //! Does what a plan says, in order, and stops at the first failure.
 //!
-//! Nothing is undone behind a failure, because nothing half done takes effect: a unit is touched
-//! only after everything it reads is in place, and the record of what a unit runs with is written
-//! after it came up. So the next `apply` goes on exactly where this one stopped.
+//! A unit is touched only after everything it reads is in place, and the record of what it runs with
+//! is written after it came up: until then nothing half done takes effect, and the next `apply` goes
+//! on exactly where this one stopped. One step takes effect and can fail: a unit that ran and does
+//! not come up with what it was given. [`undo`] gives it back what it had.
+
+mod undo;
+mod unit;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use undo::Undo;
+
 use crate::bconsole::{self, Console};
-use crate::desired::{Desired, Image, Owner, Scope, Sentinel, Service, Source};
+use crate::desired::{Desired, Image, Owner, Sentinel, Source};
 use crate::host::{Feed, Host, Login, Run};
+use crate::made::Made;
 use crate::observe::{self, State};
 use crate::plan::{Action, Plan};
 use crate::process::Output;
-use crate::render::{DIRECTOR, FD_CONF, SENTINEL};
+use crate::render::{ACCOUNT_COMMENT, FD_CONF, FD_KEPT, HEADER, SENTINEL};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +72,16 @@ pub(crate) enum Error {
     /// The Director does not answer.
     #[error("the Director does not answer")]
     Console(#[from] bconsole::Error),
+    /// A unit is back to what it had.
+    #[error("{unit} does not run with its new configuration; {outcome}")]
+    Undone {
+        /// Its name.
+        unit: String,
+        /// What was put back, and what could not be.
+        outcome: String,
+        /// Why it was.
+        source: Box<Error>,
+    },
     /// The Director keeps its old configuration.
     #[error("the Director refuses its new configuration and keeps the old one: {0}")]
     Refused(String),
@@ -99,15 +116,20 @@ pub(crate) fn apply(
     plan: &Plan,
     tell: &mut dyn FnMut(&Action),
 ) -> Result<(), Error> {
+    let noted = Made::note(host, &state, plan);
+    noted.map_err(|source| write_error(Made::PATH.as_ref(), source))?;
     let mut applier = Applier {
         host,
         director,
         desired,
         state,
+        undo: Undo::default(),
     };
     for action in &plan.actions {
         tell(action);
-        applier.act(action)?;
+        if let Err(error) = applier.act(action) {
+            return Err(applier.undone(action, error));
+        }
     }
     Ok(())
 }
@@ -117,6 +139,7 @@ struct Applier<'a> {
     director: &'a dyn Director,
     desired: &'a Desired,
     state: State,
+    undo: Undo,
 }
 
 impl Applier<'_> {
@@ -138,10 +161,15 @@ impl Applier<'_> {
             }
             Action::Write { file, before } => {
                 self.keep_packaged(&file.path, before.as_deref())?;
+                // Podman has its own copy of a secret; one without the other would help nobody.
+                if !file.secret {
+                    self.remember(&file.path)?;
+                }
                 let written = self.host.write(&file.path, &file.text, file.mode);
                 written.map_err(|source| write_error(&file.path, source))
             }
             Action::Remove { path } => {
+                self.remember(path)?;
                 let removed = self.host.remove(path);
                 removed.map_err(|source| write_error(path, source))
             }
@@ -180,10 +208,7 @@ impl Applier<'_> {
             }
             Action::Start(service) => self.up(service, "start"),
             Action::Restart(service) => self.up(service, "restart"),
-            Action::Reload(service) => {
-                self.reload()?;
-                self.note(service)
-            }
+            Action::Reload(service) => self.reload(service),
         }
     }
 
@@ -217,7 +242,7 @@ impl Applier<'_> {
             "--shell",
             "/usr/sbin/nologin",
             "--comment",
-            "Containers of lab-backup",
+            ACCOUNT_COMMENT,
             name,
         ]))?;
         self.state.login = observe::login(self.host, name)?;
@@ -267,16 +292,13 @@ impl Applier<'_> {
 
     /// The File Daemon's package brings a file of the same name; it comes back with uninstall.
     fn keep_packaged(&self, path: &Path, before: Option<&str>) -> Result<(), Error> {
-        let kept = PathBuf::from(format!("{FD_CONF}.packaged"));
-        let Some(before) = before.filter(|_| path.as_os_str() == FD_CONF) else {
-            return Ok(());
-        };
-        let look = self.host.look(&kept);
-        if look.map_err(|source| write_error(&kept, source))?.is_some() {
+        let foreign = before.is_some_and(|text| !text.starts_with(HEADER));
+        if path.as_os_str() != FD_CONF || !foreign {
             return Ok(());
         }
-        let written = self.host.write(&kept, before, 0o640);
-        written.map_err(|source| write_error(&kept, source))
+        let kept = PathBuf::from(FD_KEPT);
+        let done = self.host.keep(path, &kept);
+        done.map_err(|source| write_error(&kept, source))
     }
 
     fn image(&self, image: &Image) -> Result<(), Error> {
@@ -324,95 +346,6 @@ impl Applier<'_> {
         let done = self.must(&expand.minutes(10)).and_then(|()| import(plain));
         let removed = self.host.remove(plain);
         done.and(removed.map_err(|source| write_error(plain, source)))
-    }
-
-    fn up(&mut self, service: &Service, verb: &str) -> Result<(), Error> {
-        // A unit that gave up earlier must not be refused because of that.
-        let _ = self.systemctl(service, &["reset-failed"]);
-        if let Err(error) = self.systemctl(service, &[verb]) {
-            let journal = self.journal(service);
-            return Err(match error {
-                Error::Failed { .. } if !journal.is_empty() => Error::Unit {
-                    unit: service.unit.clone(),
-                    journal,
-                },
-                other => other,
-            });
-        }
-        if service.unit == DIRECTOR {
-            self.director.reloaded()?;
-        }
-        self.note(service)
-    }
-
-    fn systemctl(&self, service: &Service, verb: &[&str]) -> Result<(), Error> {
-        let mut run = Run::new(&["systemctl"]).minutes(8);
-        if service.scope == Scope::Account {
-            run.argv.push("--user".into());
-            run = run.login(self.login()?);
-        }
-        run.argv.extend(verb.iter().map(|v| (*v).to_owned()));
-        run.argv.push(service.unit.clone());
-        self.must(&run)
-    }
-
-    fn journal(&self, service: &Service) -> String {
-        let field = match service.scope {
-            Scope::System => "UNIT",
-            Scope::Account => "USER_UNIT",
-        };
-        let by_manager = format!("{field}={}", service.unit);
-        let by_unit = match service.scope {
-            Scope::System => format!("_SYSTEMD_UNIT={}", service.unit),
-            Scope::Account => format!("_SYSTEMD_USER_UNIT={}", service.unit),
-        };
-        let run = Run::new(&[
-            "journalctl",
-            "--no-pager",
-            "-n",
-            "12",
-            "-o",
-            "cat",
-            &by_unit,
-            "+",
-            &by_manager,
-        ]);
-        let output = self.run(&run).unwrap_or_default();
-        let lines: Vec<_> = output.stdout.lines().map(|l| format!("  {l}")).collect();
-        lines.join("\n")
-    }
-
-    /// The Director says nothing when it has taken a new configuration; its clock proves it.
-    fn reload(&self) -> Result<(), Error> {
-        let before = self.director.reloaded()?;
-        let text = self.director.reload()?;
-        let after = self.director.reloaded()?;
-        if after > before {
-            return Ok(());
-        }
-        let run = Run::new(&[
-            "podman",
-            "exec",
-            "lab-backup-director",
-            "bacula-dir",
-            "-t",
-            "-c",
-            "/etc/lab-backup/bacula-dir.conf",
-        ]);
-        let output = self.run(&run.login(self.login()?))?;
-        let reason = [output.stdout, output.stderr, text].concat();
-        Err(Error::Refused(last_lines(&reason, 6)))
-    }
-
-    fn note(&mut self, service: &Service) -> Result<(), Error> {
-        if service.starts_with.is_empty() {
-            return Ok(());
-        }
-        let noted = self
-            .state
-            .applied
-            .note(self.host, &service.unit, service.applied());
-        noted.map_err(|source| write_error(crate::applied::Applied::PATH.as_ref(), source))
     }
 
     fn login(&self) -> Result<&Login, Error> {

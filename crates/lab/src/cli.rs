@@ -39,6 +39,10 @@ enum Verb {
     Kit(verb::kit::Kit),
     /// Rebuild the stack on a blank host
     Recover(verb::recover::Recover),
+    /// Remove what apply made
+    Uninstall(verb::uninstall::Uninstall),
+    /// Show, start and stop the services of the stack
+    Stack(verb::stack::Stack),
     /// List the container images that lab.toml asks for
     #[command(hide = true)]
     Images(verb::images::Images),
@@ -97,6 +101,8 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Console(console) => console.run(),
         Verb::Kit(kit) => kit.run(),
         Verb::Recover(recover) => recover.run(),
+        Verb::Uninstall(uninstall) => uninstall.run(),
+        Verb::Stack(stack) => stack.run(),
         Verb::Images(images) => images.run(),
         Verb::Man(man) => man.run(),
         Verb::Completions(completions) => completions.run(),
@@ -116,5 +122,8 @@ fn one_line(error: &clap::Error) -> String {
             .collect();
         return format!("{first} {}; see lab-backup --help", rest.join(" "));
     }
-    format!("{first}; see lab-backup --help")
+    // What may be written instead.
+    let values = lines.find(|line| line.starts_with("[possible values"));
+    let values = values.map(|line| format!(" {line}")).unwrap_or_default();
+    format!("{first}{values}; see lab-backup --help")
 }

@@ -103,6 +103,8 @@ pub(crate) struct Service {
     /// Configuration that it reads. Somebody may have changed a file and started the unit since,
     /// so a file that had to be put right is read again whatever the fingerprints say.
     pub(crate) files: Vec<PathBuf>,
+    /// Files that belong to it besides: when it does not come up, they go back with the others.
+    pub(crate) beside: Vec<PathBuf>,
 }
 
 /// The mark of the directory of the volumes: where it is missing, something else lies at that path, such as the

@@ -73,6 +73,34 @@ impl Run {
     pub(crate) fn line(&self) -> String {
         self.argv.join(" ")
     }
+
+    /// All words that are run, those that change to the account included.
+    fn command(&self) -> Vec<String> {
+        let mut argv = Vec::new();
+        if let Some(login) = &self.login {
+            // Podman and systemctl find the account's own manager and store by these.
+            let runtime = format!("/run/user/{}", login.uid);
+            argv.extend(["runuser", "-u", &login.name, "--", "env"].map(str::to_owned));
+            argv.push(format!("HOME={}", login.home.display()));
+            argv.push(format!("DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"));
+            argv.push(format!("XDG_RUNTIME_DIR={runtime}"));
+        }
+        argv.extend(self.argv.iter().cloned());
+        argv
+    }
+
+    /// The whole command as a shell would read it.
+    pub(crate) fn shown(&self) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+        let word = |word: &String| {
+            if !word.is_empty() && word.chars().all(plain) {
+                return word.clone();
+            }
+            format!("'{}'", word.replace('\'', "'\\''"))
+        };
+        let words: Vec<String> = self.command().iter().map(word).collect();
+        words.join(" ")
+    }
 }
 
 /// What a path holds.
@@ -100,11 +128,36 @@ pub(crate) trait Host {
     fn make_dir(&self, path: &Path, mode: u32, owner: (u32, u32)) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file a second name in the same directory, so that it survives the next write with
+    /// owner, mode and label; what already has that name stays.
+    fn keep(&self, path: &Path, kept: &Path) -> io::Result<()>;
+    /// Puts a file in the place of another in the same directory.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a directory that is empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Removes a file, or a directory with all that is in it.
+    fn remove_tree(&self, path: &Path) -> io::Result<()>;
 }
 
 /// This machine.
 #[derive(Debug)]
 pub(crate) struct ThisHost;
+
+impl ThisHost {
+    /// Runs a program on our own terminal, for as long as it takes; did it end well?
+    pub(crate) fn attach(&self, run: &Run) -> io::Result<bool> {
+        let argv = run.command();
+        let Some((program, arguments)) = argv.split_first() else {
+            return Err(io::Error::other("no program"));
+        };
+        // The account may not enter the directory that we were called from.
+        let status = Command::new(program)
+            .args(arguments)
+            .current_dir("/")
+            .status()?;
+        Ok(status.success())
+    }
+}
 
 impl Host for ThisHost {
     fn look(&self, path: &Path) -> io::Result<Option<Found>> {
@@ -141,21 +194,7 @@ impl Host for ThisHost {
     }
 
     fn run(&self, run: &Run) -> io::Result<Output> {
-        let mut argv = Vec::new();
-        if let Some(login) = &run.login {
-            // Podman and systemctl find the account's own manager and store by these.
-            let runtime = format!("/run/user/{}", login.uid);
-            argv.extend([
-                "runuser".into(),
-                "-u".into(),
-                login.name.clone(),
-                "--".into(),
-            ]);
-            argv.extend(["env".into(), format!("HOME={}", login.home.display())]);
-            argv.push(format!("DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"));
-            argv.push(format!("XDG_RUNTIME_DIR={runtime}"));
-        }
-        argv.extend(run.argv.iter().cloned());
+        let argv = run.command();
         let Some((program, arguments)) = argv.split_first() else {
             return Err(io::Error::other("no program"));
         };
@@ -197,9 +236,60 @@ impl Host for ThisHost {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        gone(fs::remove_file(path))
+    }
+
+    fn keep(&self, path: &Path, kept: &Path) -> io::Result<()> {
+        match fs::hard_link(path, kept) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
         }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        gone(fs::remove_dir(path))
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_dir() => gone(fs::remove_dir_all(path)),
+            Ok(_) => self.remove(path),
+            Err(error) => gone(Err(error)),
+        }
+    }
+}
+
+/// What is not there need not be removed.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_reads_it() {
+        let run = Run::new(&["journalctl", "A=b", "+", "it's $HOME", ""]);
+        assert_eq!(run.shown(), r"journalctl A=b + 'it'\''s $HOME' ''");
+        let login = Login {
+            name: "lab-backup".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/lab-backup".into(),
+        };
+        assert_eq!(
+            Run::new(&["podman", "ps"]).login(&login).shown(),
+            "runuser -u lab-backup -- env HOME=/home/lab-backup \
+             DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus \
+             XDG_RUNTIME_DIR=/run/user/1000 podman ps"
+        );
     }
 }

@@ -6,6 +6,8 @@
 //! lab.toml -> config -> model -> render -> desired -+
 //!                                                   +-> plan -> apply
 //!                       this host -> observe -> state+
+//!
+//! uninstall goes back, from what is there.
 //! ```
 
 mod applied;
@@ -22,6 +24,9 @@ mod host;
 mod init;
 mod inventory;
 mod kit;
+mod made;
+#[cfg(test)]
+mod memory;
 mod model;
 mod observe;
 mod plan;
@@ -30,6 +35,7 @@ mod process;
 mod render;
 mod schedule;
 mod show;
+mod uninstall;
 mod verb;
 
 use std::process::ExitCode;

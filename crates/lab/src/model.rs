@@ -21,6 +21,9 @@ pub(crate) use outside::{Alerts, Nfs, NfsMode};
 pub(crate) use tier::Tier;
 pub(crate) use user::{ROLES, Role, User};
 
+/// Account that runs the containers unless `account.name` says otherwise.
+pub(crate) const ACCOUNT: &str = "lab-backup";
+
 /// The whole lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Model {

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use relay::name;
 use relay::policy::{self, Method, Quiesce};
 
-use super::{Base, Hypervisor, Images, Storage, Tier, Vm, tier};
+use super::{ACCOUNT, Base, Hypervisor, Images, Storage, Tier, Vm, tier};
 use crate::config;
 use crate::problem::Problem;
 use crate::schedule::Cycle;
@@ -155,7 +155,7 @@ impl Checker<'_> {
     }
 
     pub(super) fn account(&mut self, name: Option<&str>) -> String {
-        let name = name.unwrap_or("lab-backup");
+        let name = name.unwrap_or(ACCOUNT);
         let legal = (1..=31).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_lowercase())
             && name

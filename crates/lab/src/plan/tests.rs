@@ -147,6 +147,7 @@ fn what_a_unit_reads_decides_what_happens_to_it() {
         starts_with: "1".into(),
         reloads: Some("1".into()),
         files: vec![Path::new("/x.conf").into()],
+        beside: Vec::new(),
     };
     let with = |active, applied: &str, wrote| {
         let mut state = state();
@@ -181,6 +182,7 @@ fn the_directory_of_the_volumes_is_marked_once_and_its_mark_missed_for_ever() {
         starts_with: String::new(),
         reloads: None,
         files: Vec::new(),
+        beside: Vec::new(),
     };
     desired.mounts.push(mount);
     let text = plan(&desired, &unmarked()).to_string();

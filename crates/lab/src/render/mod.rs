@@ -26,6 +26,8 @@ use crate::desired::{
 use crate::model::{Base, Model, Vm};
 pub(crate) use mount::SENTINEL;
 
+pub(crate) use units::dir as units_dir;
+
 /// First line of every file we write.
 pub(crate) const HEADER: &str =
     "# Written by lab-backup apply from /etc/lab-backup/lab.toml; changes are lost.\n";
@@ -38,19 +40,27 @@ pub(crate) const SECRETS_DIR: &str = "/etc/lab-backup/secrets";
 pub(crate) const BCONSOLE: &str = "/etc/lab-backup/bconsole.conf";
 /// What the native File Daemon reads.
 pub(crate) const FD_CONF: &str = "/etc/bacula/bacula-fd.conf";
+/// The one that the package brought.
+pub(crate) const FD_KEPT: &str = "/etc/bacula/bacula-fd.conf.packaged";
 /// Sources of the images.
 pub(crate) const CONTAINERS: &str = "/usr/share/lab-backup/containers";
-const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
+pub(crate) const DIRECTOR_DIR: &str = "/etc/lab-backup/director";
 /// One file for each VM.
 pub(crate) const VMS_DIR: &str = "/etc/lab-backup/director/vms";
 /// What the Storage Daemon's container reads.
 pub(crate) const STORAGE_DIR: &str = "/etc/lab-backup/storage";
+/// What the account database says of an account that apply made.
+pub(crate) const ACCOUNT_COMMENT: &str = "Containers of lab-backup";
 
 /// Units of the three containers, in the order in which they start.
 pub(crate) const CATALOG: &str = "lab-backup-catalog.service";
 pub(crate) const STORAGE: &str = "lab-backup-storage.service";
 pub(crate) const DIRECTOR: &str = "lab-backup-director.service";
 pub(crate) const FD: &str = "bacula-fd.service";
+/// Units of the host's that the package brings.
+pub(crate) const GUARD: &str = "lab-backup-guard.service";
+pub(crate) const SOCKET: &str = "lab-backup-worker.socket";
+pub(crate) const REPAIR: &str = "lab-backup-repair.timer";
 
 /// Every secret: a file of that name, and for most a Podman secret `lab-backup-NAME`.
 pub(crate) const SECRETS: [&str; 7] = [
@@ -123,13 +133,18 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         fingerprint(values.map(String::as_bytes))
     };
     let text = |file: &File| file.text.clone();
-    let unit = |name: &str| {
+    let unit_files = |name: &str| -> Vec<&File> {
         // The network and the volumes are part of what a container starts with.
         let shared = units.iter().filter(|f| !ends(f, ".container"));
         let own = units
             .iter()
             .filter(|f| ends(f, &format!("{name}.container")));
-        own.chain(shared).map(text).collect::<Vec<_>>().concat()
+        own.chain(shared).collect()
+    };
+    let unit = |name: &str| -> String { unit_files(name).into_iter().map(text).collect() };
+    let beside = |name: &str| -> Vec<PathBuf> {
+        let files = unit_files(name).into_iter();
+        files.map(|f| f.path.clone()).collect()
     };
     let service = |unit: &str, starts_with: &[&str], files: &[File]| Service {
         unit: unit.into(),
@@ -138,6 +153,7 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         starts_with: fingerprint(starts_with.iter().map(|s| s.as_bytes())),
         reloads: None,
         files: files.iter().map(|f| f.path.clone()).collect(),
+        beside: Vec::new(),
     };
     let system = |unit: &str| Service {
         unit: unit.into(),
@@ -146,15 +162,24 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
         starts_with: String::new(),
         reloads: None,
         files: Vec::new(),
+        beside: Vec::new(),
     };
     let services = vec![
-        service(CATALOG, &[&unit("catalog"), &secret(&["catalog"])], &[]),
-        service(
-            STORAGE,
-            &[&unit("storage"), &secret(&["storage"]), &storage.text],
-            std::slice::from_ref(&storage),
-        ),
         Service {
+            beside: beside("catalog"),
+            ..service(CATALOG, &[&unit("catalog"), &secret(&["catalog"])], &[])
+        },
+        Service {
+            beside: beside("storage"),
+            ..service(
+                STORAGE,
+                &[&unit("storage"), &secret(&["storage"]), &storage.text],
+                std::slice::from_ref(&storage),
+            )
+        },
+        Service {
+            // A VM that the Director knows must be known to its worker.
+            beside: [beside("director"), vec![policy::PATH.into()]].concat(),
             reloads: Some(fingerprint(director.iter().map(|f| f.text.as_bytes()))),
             ..service(
                 DIRECTOR,
@@ -170,9 +195,9 @@ pub(crate) fn render(model: &Model, facts: &Facts) -> Desired {
             enable: true,
             ..service(FD, &[&fd.text, &secret(&["fd"])], std::slice::from_ref(&fd))
         },
-        system("lab-backup-guard.service"),
-        system("lab-backup-worker.socket"),
-        system("lab-backup-repair.timer"),
+        system(GUARD),
+        system(SOCKET),
+        system(REPAIR),
         system("lab-backup-kit.path"),
     ];
 
@@ -224,6 +249,7 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
         root(DIRECTOR_DIR, 0o755),
         root(VMS_DIR, 0o755),
         root(STORAGE_DIR, 0o755),
+        root("/etc/containers/systemd", 0o755),
         root("/etc/containers/systemd/users", 0o755),
         Dir {
             path: units::dir(facts.uid),
@@ -234,7 +260,7 @@ fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
         root(KIT_DIR, 0o700),
     ]
     .into_iter()
-    .chain(mount::dir(model, facts))
+    .chain(mount::dirs(model, facts))
     .collect()
 }
 

@@ -1,7 +1,7 @@
 //! The directory of the volumes: what is mounted there, and the mark by which the Storage Daemon knows it.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Facts, HEADER, STORAGE_DIR, root_file};
 use crate::desired::{Dir, File, Owner, Scope, Sentinel, Service};
@@ -26,19 +26,29 @@ pub(super) fn sentinel(model: &Model, facts: &Facts) -> Sentinel {
     }
 }
 
+/// Directory of what the account's service manager is told; made with the mount.
+pub(super) fn drop_in(facts: &Facts) -> PathBuf {
+    format!("/etc/systemd/system/user@{}.service.d", facts.uid).into()
+}
+
 /// The directory itself. Below a share it belongs to nobody, so that nothing can be written there while the share
 /// is not mounted; what is mounted is the server's to own.
-pub(super) fn dir(model: &Model, facts: &Facts) -> Option<Dir> {
-    let (mode, owner) = match model.storage.nfs {
-        None => (0o750, Owner::Account),
-        Some(_) if facts.mounted => return None,
-        Some(_) => (0o000, Owner::Root),
-    };
-    Some(Dir {
+pub(super) fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
+    let volumes = |mode, owner| Dir {
         path: model.storage.dir.clone(),
         mode,
         owner,
-    })
+    };
+    if model.storage.nfs.is_none() {
+        return vec![volumes(0o750, Owner::Account)];
+    }
+    let below = (!facts.mounted).then(|| volumes(0o000, Owner::Root));
+    let drop_in = Dir {
+        path: drop_in(facts),
+        mode: 0o755,
+        owner: Owner::Root,
+    };
+    below.into_iter().chain([drop_in]).collect()
 }
 
 /// The mount unit, and what makes the account's service manager wait for it.
@@ -58,10 +68,7 @@ pub(super) fn mount(model: &Model, facts: &Facts) -> (Vec<File>, Vec<Service>) {
     let mount = root_file(Path::new("/etc/systemd/system").join(&unit), text);
     // Wants, not Requires: without the server the Director must still come up and say so.
     let waits = root_file(
-        format!(
-            "/etc/systemd/system/user@{}.service.d/lab-backup.conf",
-            facts.uid
-        ),
+        drop_in(facts).join("lab-backup.conf"),
         format!("{HEADER}\n[Unit]\nWants={unit}\nAfter={unit}\n"),
     );
     let service = Service {
@@ -72,6 +79,7 @@ pub(super) fn mount(model: &Model, facts: &Facts) -> (Vec<File>, Vec<Service>) {
         starts_with: String::new(),
         reloads: None,
         files: vec![mount.path.clone()],
+        beside: Vec::new(),
     };
     (vec![mount, waits], vec![service])
 }

@@ -21,7 +21,7 @@ const POSTGRES: u32 = 26;
 
 /// Where podman's generator finds the account's units. Root owns them: the account that runs the
 /// containers cannot change what it runs.
-pub(super) fn dir(uid: u32) -> PathBuf {
+pub(crate) fn dir(uid: u32) -> PathBuf {
     Path::new("/etc/containers/systemd/users").join(uid.to_string())
 }
 

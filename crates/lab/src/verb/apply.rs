@@ -1,20 +1,15 @@
 //! `lab-backup apply`
 
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
-use rustix::fs::{FlockOperation, flock};
 
 use crate::bconsole::Console;
 use crate::cli::LabFile;
 use crate::exit::Exit;
 use crate::host::ThisHost;
 use crate::{apply, plan};
-
-/// Held by a running apply.
-const LOCK: &str = "/run/lab-backup-apply.lock";
 
 /// Makes this host what lab.toml says.
 #[derive(Debug, Args)]
@@ -55,7 +50,7 @@ impl Apply {
 
 /// Does what is to be done, telling each step: how many there were, and whether there was something to warn of.
 pub(super) fn apply(lab: &Path) -> anyhow::Result<(usize, bool)> {
-    let _lock = lock()?;
+    let _lock = super::lock()?;
     let outlook = super::outlook(&ThisHost, lab)?;
     let mut tell = |action: &plan::Action| println!("  {action}");
     let done = apply::apply(
@@ -75,13 +70,4 @@ pub(super) fn apply(lab: &Path) -> anyhow::Result<(usize, bool)> {
         outlook.plan.actions.len(),
         !outlook.plan.warnings.is_empty(),
     ))
-}
-
-/// Two at a time would see each other's half-done work.
-fn lock() -> anyhow::Result<File> {
-    let path = Path::new(LOCK);
-    let file = File::create(path).with_context(|| format!("cannot lock {LOCK}"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .context("another lab-backup apply is running")?;
-    Ok(file)
 }

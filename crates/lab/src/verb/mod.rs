@@ -11,12 +11,17 @@ mod point;
 pub(crate) mod recover;
 pub(crate) mod restore;
 pub(crate) mod run;
+pub(crate) mod stack;
 pub(crate) mod status;
+pub(crate) mod uninstall;
 pub(crate) mod verify;
 
+use std::fs::File;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
+use rustix::fs::{FlockOperation, flock};
 
 use relay::name;
 
@@ -27,6 +32,9 @@ use crate::host::Host;
 use crate::model::{self, Model};
 use crate::observe::{self, State};
 use crate::{plan as planning, render, show};
+
+/// Held by a running apply or uninstall.
+const LOCK: &str = "/run/lab-backup-apply.lock";
 
 /// Reads and checks a `lab.toml`.
 fn model(path: &Path) -> anyhow::Result<Model> {
@@ -65,6 +73,56 @@ fn outlook(host: &dyn Host, path: &Path) -> anyhow::Result<Outlook> {
 fn has_backups(vm: &str) -> bool {
     let backups = Console::root().backups(&[vm.to_owned()], true, 1);
     backups.map_or(true, |backups| !backups.is_empty())
+}
+
+/// Asks once. Without a terminal nobody can answer, so nothing is done.
+fn confirmed() -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Err(
+            Usage("no terminal to ask on; add --yes to go on without a question".into()).into(),
+        );
+    }
+    print!("Go on? [y/N] ");
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Two at a time would see each other's half-done work.
+fn lock() -> anyhow::Result<File> {
+    let path = Path::new(LOCK);
+    let file = File::create(path).with_context(|| format!("cannot lock {LOCK}"))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .context("another lab-backup apply or uninstall is running")?;
+    Ok(file)
+}
+
+/// Refuses to go on while jobs run, which what comes next would make fail; `force` only warns.
+///
+/// A Director that does not answer cannot be asked, and must not keep anybody from mending it.
+fn no_jobs(console: &Console, force: bool) -> anyhow::Result<()> {
+    let running = match console.running() {
+        Ok(running) => running,
+        Err(error) => {
+            eprintln!("lab-backup: going on without knowing whether jobs run: {error}");
+            return Ok(());
+        }
+    };
+    if running.is_empty() {
+        return Ok(());
+    }
+    let jobs = running
+        .iter()
+        .map(|job| format!("{} (job {})", job.name, job.id));
+    let jobs = jobs.collect::<Vec<_>>().join(", ");
+    if !force {
+        anyhow::bail!(
+            "jobs run or wait, and would fail: {jobs}; wait for their end, or add --force"
+        );
+    }
+    eprintln!("lab-backup: these jobs will fail: {jobs}");
+    Ok(())
 }
 
 /// The VMs that the Director knows.

@@ -3,14 +3,12 @@
 //! What may be overwritten is decided by the worker on the hypervisor; this verb only says what is
 //! wanted.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-
 use clap::Args;
 use relay::name;
 use relay::options::{self, Options, Target};
 
 use super::point::{Point, Request};
-use super::{Vms, run};
+use super::{Vms, confirmed, run};
 use crate::bconsole::Console;
 use crate::cli::{DirectorArgs, Usage};
 use crate::exit::Exit;
@@ -161,20 +159,6 @@ impl Restore {
             (None, None) => "next: virsh start the VM, then lab-backup run it".to_owned(),
         }
     }
-}
-
-/// Asks once. Without a terminal nobody can answer, so nothing is done.
-fn confirmed() -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Err(
-            Usage("no terminal to ask on; add --yes to go on without a question".into()).into(),
-        );
-    }
-    print!("Go on? [y/N] ");
-    io::stdout().flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 #[cfg(test)]

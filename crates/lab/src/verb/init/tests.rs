@@ -40,6 +40,22 @@ impl Host for Fake {
         }))
     }
 
+    fn keep(&self, _: &Path, _: &Path) -> io::Result<()> {
+        unreachable!("init keeps nothing")
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        unreachable!("init renames nothing")
+    }
+
+    fn remove_dir(&self, _: &Path) -> io::Result<()> {
+        unreachable!("init removes nothing")
+    }
+
+    fn remove_tree(&self, _: &Path) -> io::Result<()> {
+        unreachable!("init removes nothing")
+    }
+
     fn list(&self, _: &Path) -> io::Result<Vec<String>> {
         unreachable!("init lists nothing")
     }
