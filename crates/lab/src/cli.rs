@@ -39,6 +39,8 @@ enum Verb {
     Kit(verb::kit::Kit),
     /// Rebuild the stack on a blank host
     Recover(verb::recover::Recover),
+    /// Bring the stack to the version of this program
+    Upgrade(verb::upgrade::Upgrade),
     /// Remove what apply made
     Uninstall(verb::uninstall::Uninstall),
     /// Show, start and stop the services of the stack
@@ -101,6 +103,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
         Verb::Console(console) => console.run(),
         Verb::Kit(kit) => kit.run(),
         Verb::Recover(recover) => recover.run(),
+        Verb::Upgrade(upgrade) => upgrade.run(),
         Verb::Uninstall(uninstall) => uninstall.run(),
         Verb::Stack(stack) => stack.run(),
         Verb::Images(images) => images.run(),

@@ -14,6 +14,7 @@ pub(crate) mod run;
 pub(crate) mod stack;
 pub(crate) mod status;
 pub(crate) mod uninstall;
+pub(crate) mod upgrade;
 pub(crate) mod verify;
 
 use std::fs::File;

@@ -125,7 +125,7 @@ impl Recover {
 }
 
 /// Puts a dump in the place of the catalog, while the Director does not run. All of it or nothing.
-fn load(account: &Login, dump: &Path) -> anyhow::Result<()> {
+pub(super) fn load(account: &Login, dump: &Path) -> anyhow::Result<()> {
     must(&Run::new(&["systemctl", "--user", "stop", DIRECTOR]).login(account))?;
     let mut psql = Run::new(&[
         "podman",
