@@ -75,16 +75,15 @@ if ! command -v lab-backup >/dev/null; then
     do_it "$here/packaging/install"
 fi
 
+[[ -z $nfs || $nfs =~ ^[][A-Za-z0-9._:/-]+$ ]] || die "LAB_BACKUP_NFS '$nfs' is not server:/path"
 if [ -e "$lab" ]; then
+    [ -z "$nfs" ] || grep -qF "nfs = \"$nfs\"" "$lab" || die "$lab is there and does not have storage.nfs = \"$nfs\"; write it there, or take LAB_BACKUP_NFS out"
     say "$lab is there and stays"
 else
     init=(lab-backup init --storage "$storage")
     [ -z "$address" ] || init+=(--address "$address")
+    [ -z "$nfs" ] || init+=(--nfs "$nfs")
     do_it "${init[@]}"
-    if [ -n "$nfs" ] && ! $dry; then
-        [[ $nfs =~ ^[][A-Za-z0-9._:/-]+$ ]] || die "LAB_BACKUP_NFS '$nfs' is not server:/path"
-        sed -i "s|^# nfs = .*|nfs = \"$nfs\"|" "$lab"
-    fi
 fi
 do_it lab-backup apply
 say "next: look at the tiers in $lab, then: lab-backup run VM"

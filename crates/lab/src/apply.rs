@@ -66,6 +66,33 @@ pub(crate) enum Error {
     /// The directory of the volumes has the mark of another lab.
     #[error("{path} is the mark of another lab-backup; name another directory, or remove it if that lab is gone", path = .0.display())]
     Foreign(PathBuf),
+    /// The directory of the volumes has volumes and no mark.
+    #[error(
+        "{dir} has volumes already, such as {volume}, and no mark of this lab; if they are this lab's, put {mark} back (copy /etc/lab-backup/storage/sentinel there); \
+         if their lab is gone, lab-backup recover {dir} takes them over",
+        dir = dir.display(), mark = mark.display()
+    )]
+    Used {
+        /// Which.
+        dir: PathBuf,
+        /// One of them.
+        volume: String,
+        /// Where the mark belongs.
+        mark: PathBuf,
+    },
+    /// The directory of the volumes belongs to somebody else.
+    #[error(
+        "the account cannot write to {dir}; on the NFS server it must belong to user {uid} and group {gid}; change that and run lab-backup apply again",
+        dir = dir.display()
+    )]
+    Owner {
+        /// Which.
+        dir: PathBuf,
+        /// User id of the account.
+        uid: u32,
+        /// Its group id.
+        gid: u32,
+    },
     /// The host cannot be looked at.
     #[error(transparent)]
     Observe(#[from] observe::Error),
@@ -217,19 +244,57 @@ impl Applier<'_> {
         let path = sentinel.path.to_string_lossy();
         let cat = Run::new(&["cat", "--", &path]).login(self.login()?);
         let found = self.run(&cat)?;
-        if found.ok() && found.stdout != sentinel.text {
+        // An empty one was cut off as it was written.
+        let none = !found.ok() || found.stdout.is_empty();
+        if !none && found.stdout != sentinel.text {
             return Err(Error::Foreign(sentinel.path.clone()));
         }
-        if !found.ok() {
+        if none {
+            self.unused(sentinel)?;
             let mut tee = Run::new(&["tee", "--", &path]).login(self.login()?);
             tee.stdin = Some(Feed::File(sentinel.record.clone()));
-            self.must(&tee)?;
+            self.must(&tee)
+                .map_err(|error| self.refused(sentinel, error))?;
         }
         let noted = self
             .state
             .applied
             .note(self.host, SENTINEL, sentinel.applied());
         noted.map_err(|source| write_error(crate::applied::Applied::PATH.as_ref(), source))
+    }
+
+    /// A directory that is to be marked must have no volumes yet: whose are they, and does the catalog know them?
+    fn unused(&self, sentinel: &Sentinel) -> Result<(), Error> {
+        let Some(dir) = sentinel.path.parent() else {
+            return Ok(());
+        };
+        let list = Run::new(&["ls", "-1", "--", &dir.to_string_lossy()]).login(self.login()?);
+        let output = self.run(&list)?;
+        let volume = output.stdout.lines().find(|name| {
+            name.starts_with("tier") && (name.contains("-full-") || name.contains("-inc-"))
+        });
+        match volume {
+            None => Ok(()),
+            Some(volume) => Err(Error::Used {
+                dir: dir.into(),
+                volume: volume.into(),
+                mark: sentinel.path.clone(),
+            }),
+        }
+    }
+
+    /// What a share says that belongs to somebody else.
+    fn refused(&self, sentinel: &Sentinel, error: Error) -> Error {
+        match (&error, self.login()) {
+            (Error::Failed { reason, .. }, Ok(login)) if reason.contains("ermission denied") => {
+                Error::Owner {
+                    dir: sentinel.path.parent().unwrap_or(&sentinel.path).into(),
+                    uid: login.uid,
+                    gid: login.gid,
+                }
+            }
+            _ => error,
+        }
     }
 
     fn account(&mut self, name: &str, uid: u32) -> Result<(), Error> {

@@ -119,6 +119,8 @@ pub(crate) struct Sentinel {
     pub(crate) text: String,
     /// Names the directory; when it changes, another one is marked.
     pub(crate) place: String,
+    /// What is mounted there instead of what should be.
+    pub(crate) elsewhere: Option<String>,
 }
 
 /// All of it, in the order in which it comes to be.

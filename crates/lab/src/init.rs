@@ -75,6 +75,21 @@ pub(crate) fn model(address: &str, storage: &str) -> Result<model::Model, Error>
     model::parse(&text).map_err(|problems| Error::Setting(first(problems)))
 }
 
+impl Draft {
+    /// Switches a share on.
+    pub(crate) fn mount(&mut self, nfs: &str) -> Result<(), Error> {
+        let line = format!("\nnfs = {}\n", key::quoted(nfs));
+        let remark = "\n# nfs = \"nas.example.org:/export/lab-backup\"\n";
+        let text = self.text.replacen(remark, &line, 1);
+        let read = model::parse(&text).map_err(|problems| Error::Setting(first(problems)))?;
+        if read.storage.nfs.is_none_or(|read| read.source != nfs) {
+            return Err(Error::Defect("the share is not where it belongs".into()));
+        }
+        self.text = text;
+        Ok(())
+    }
+}
+
 fn first(problems: Problems) -> Problem {
     let first = problems.0.into_iter().next();
     first.unwrap_or_else(|| Problem::at(1, "lab.toml", "is wrong", "report this"))

@@ -4,14 +4,16 @@
 //! volumes and on this host; losing either loses nothing. The dump of the catalog is at most as old as
 //! the last job that saved it.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::host::{Feed, Host, Login, Run};
 use crate::process::Output;
-use crate::render::{BOOTSTRAPS, DUMP, KIT_DIR, PASSPHRASE};
+use crate::render::{BOOTSTRAPS, DUMP, KIT_DIR, PASSPHRASE, RECORD, SENTINEL};
 
 /// Directory of the kits beside the volumes, and of those that a second place has.
 pub(crate) const DIR: &str = "lab-backup-kit";
@@ -19,6 +21,12 @@ pub(crate) const DIR: &str = "lab-backup-kit";
 const KEPT: usize = 7;
 /// Ends their names.
 const SUFFIX: &str = ".tar.gpg";
+/// Begins the names of those with a catalog.
+const WHOLE: &str = "kit-";
+/// Begins the names of those without one yet: they never take the place of the others.
+const BARE: &str = "bare-";
+/// Where a kit is opened by a recovery that is not done yet.
+pub(crate) const OPENED: &str = "/var/lib/lab-backup/recover";
 
 /// Why there is no kit.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +56,19 @@ pub(crate) enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A recovery is not done.
+    #[error(
+        "a recovery is not done yet, so a kit of now would lack the catalog; run lab-backup recover again, or remove {OPENED}"
+    )]
+    Recovering,
+    /// Another one is being written.
+    #[error("another kit is being written")]
+    Busy,
+    /// The directory is not the one that was set up.
+    #[error(
+        "{0} does not have the mark of this lab, so no kit is written there; is its share mounted?"
+    )]
+    Unmarked(String),
     /// The directory has no kit.
     #[error(
         "{0} has no recovery kit; name the directory of the volumes, or the kit itself with --kit"
@@ -79,6 +100,18 @@ pub(crate) fn write(
     volumes: &Path,
     data: &Path,
 ) -> Result<Written, Error> {
+    if there(host, Path::new(OPENED))? {
+        return Err(Error::Recovering);
+    }
+    let _alone = alone()?;
+    let mark = must_say(host, &Run::new(&["cat", "--", RECORD]))?.stdout;
+    let found = by(
+        &["cat", "--", &volumes.join(SENTINEL).to_string_lossy()],
+        account,
+    );
+    if said(host, &found)?.stdout != mark {
+        return Err(Error::Unmarked(volumes.display().to_string()));
+    }
     let plain = Path::new(KIT_DIR).join("plain.tar");
     let sealed = Path::new(KIT_DIR).join(format!("kit{SUFFIX}"));
     let catalog = there(host, &data.join(DUMP))?;
@@ -89,8 +122,9 @@ pub(crate) fn write(
         path: plain,
         source,
     })?;
+    let begin = if catalog { WHOLE } else { BARE };
     let name = format!(
-        "kit-{}{SUFFIX}",
+        "{begin}{}{SUFFIX}",
         Timestamp::now().strftime("%Y%m%dT%H%M%SZ")
     );
     let path = volumes.join(DIR).join(name);
@@ -102,7 +136,9 @@ pub(crate) fn write(
             source,
         })?;
     put(host, account, &text, &volumes.join("RESTORE.txt"))?;
-    for old in kits(host, account, volumes)?.iter().rev().skip(KEPT) {
+    let names = names(host, account, volumes)?;
+    let old = [WHOLE, BARE].map(|begin| sorted(names.lines(), begin).into_iter().rev().skip(KEPT));
+    for old in old.into_iter().flatten() {
         let old = volumes.join(DIR).join(old);
         must(
             host,
@@ -120,6 +156,9 @@ fn pack(host: &dyn Host, data: &Path, catalog: bool, plain: &Path) -> Result<(),
         "etc/lab-backup/lab.toml",
         "etc/lab-backup/secrets",
         "etc/lab-backup/storage/sentinel",
+        // What is known of VMs that left lab.toml.
+        "etc/lab-backup/vms.toml",
+        "etc/lab-backup/director/vms",
     ];
     argv.extend(own);
     if there(host, Path::new("/var/lib/lab-backup/keys"))? {
@@ -203,17 +242,25 @@ fn put(host: &dyn Host, account: &Login, from: &Path, to: &Path) -> Result<(), E
     must(host, &by(&["mv", "--", &new, &to], account))
 }
 
-/// The kits beside the volumes, oldest first: their names are times.
-fn kits(host: &dyn Host, account: &Login, volumes: &Path) -> Result<Vec<String>, Error> {
+/// What lies beside the volumes.
+fn names(host: &dyn Host, account: &Login, volumes: &Path) -> Result<String, Error> {
     let dir = volumes.join(DIR);
     let list = by(&["ls", "-1", "--", &dir.to_string_lossy()], account);
-    let output = must_say(host, &list)?;
-    Ok(sorted(output.stdout.lines()))
+    Ok(must_say(host, &list)?.stdout)
 }
 
-fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+/// One at a time: they share their temporary files.
+fn alone() -> Result<File, Error> {
+    let path = Path::new(KIT_DIR).join("lock");
+    let file = File::create(&path).map_err(|source| Error::Look { path, source })?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| Error::Busy)?;
+    Ok(file)
+}
+
+/// The kits whose names begin so, oldest first: what follows is a time.
+fn sorted<'a>(names: impl Iterator<Item = &'a str>, begin: &str) -> Vec<String> {
     let mut kits: Vec<String> = names
-        .filter(|name| name.starts_with("kit-") && name.ends_with(SUFFIX))
+        .filter(|name| name.starts_with(begin) && name.ends_with(SUFFIX))
         .map(str::to_owned)
         .collect();
     kits.sort();
@@ -227,7 +274,8 @@ pub(crate) fn newest(host: &dyn Host, volumes: &Path) -> Result<PathBuf, Error> 
         path: dir.clone(),
         source,
     })?;
-    let newest = sorted(names.iter().map(String::as_str)).pop();
+    let of = |begin| sorted(names.iter().map(String::as_str), begin).pop();
+    let newest = of(WHOLE).or_else(|| of(BARE));
     let newest = newest.ok_or_else(|| Error::None(volumes.display().to_string()))?;
     Ok(dir.join(newest))
 }
@@ -342,7 +390,7 @@ mod tests {
             "x",
             "kit-20251231T000000Z.tar.gpg",
         ];
-        let kits = sorted(names.into_iter());
+        let kits = sorted(names.into_iter(), WHOLE);
         assert_eq!(
             kits,
             [

@@ -322,6 +322,7 @@ impl Host for MemoryHost {
                     .insert((*name).into(), (*label).into());
                 answer(0, String::new())
             }
+            ["ls", "-1", "--", dir] => answer(0, self.list(Path::new(dir))?.join("\n")),
             ["cat", "--", path] => match self.look(Path::new(path))? {
                 Some(found) => answer(0, found.text),
                 None => answer(1, String::new()),

@@ -154,7 +154,7 @@ pub(crate) fn facts(
 ) -> Result<Facts, Error> {
     let uid = match login(host, &model.account)? {
         Some(login) => login.uid,
-        None => free_uid(host)?,
+        None => free_uid(host, &model.storage.dir.join(SENTINEL))?,
     };
     let mut secrets = BTreeMap::new();
     for name in render::secrets(model) {
@@ -188,12 +188,10 @@ pub(crate) fn facts(
     let director_data = director_data(account.as_ref().unwrap_or(&expected));
     let passphrase = look(host, Path::new(PASSPHRASE))?.map(|found| found.text.trim().to_owned());
     let dir = &model.storage.dir;
-    let record = look(host, &Path::new(STORAGE_DIR).join("sentinel"))?.map(|found| found.text);
-    let marked = sentinel(host, &dir.join(SENTINEL), account.as_ref());
-    let known = [record, marked].into_iter().flatten();
-    let known = known
-        .map(|text| text.trim().to_owned())
-        .find(|id| is_secret(id));
+    // The record alone decides: a mark that is found may be that of another lab.
+    let known = look(host, &Path::new(STORAGE_DIR).join("sentinel"))?;
+    let known = known.map(|found| found.text.trim().to_owned());
+    let known = known.filter(|id| is_secret(id));
     let mounts = look(host, Path::new("/proc/self/mountinfo"))?;
     let base = match &model.images.base {
         Base::Tar(tar) => Some(content(tar)?),
@@ -208,7 +206,13 @@ pub(crate) fn facts(
         base,
         retired: retired::retired(host, model, still)?,
         director_data,
-        passphrase: match passphrase.filter(|text| text.len() >= SHORTEST_PASSPHRASE) {
+        passphrase: match passphrase {
+            Some(short) if short.len() < SHORTEST_PASSPHRASE => {
+                let reason = format!(
+                    "{PASSPHRASE} has less than {SHORTEST_PASSPHRASE} letters; write a longer passphrase, or remove it to have one made"
+                );
+                return Err(Error::NotReady(vec![reason]));
+            }
             Some(passphrase) => passphrase,
             None => new_passphrase()?,
         },
@@ -216,7 +220,7 @@ pub(crate) fn facts(
             Some(id) => id,
             None => new_secret()?,
         },
-        mounted: mounts.is_some_and(|found| is_mounted(&found.text, dir)),
+        mounted: mounts.and_then(|found| mounted(&found.text, dir)),
         selinux: look(host, Path::new("/sys/fs/selinux/enforce"))?.is_some(),
     })
 }
@@ -226,10 +230,13 @@ pub(crate) fn director_data(account: &Login) -> PathBuf {
     account.home.join(DIRECTOR_VOLUME)
 }
 
-/// Is something mounted at a path? proc_pid_mountinfo(5); such a path has no characters that are escaped there.
-fn is_mounted(mounts: &str, path: &Path) -> bool {
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    points.into_iter().any(|point| Path::new(point) == path)
+/// What is mounted at a path: proc_pid_mountinfo(5); such a path has no characters that are escaped there. The last
+/// one counts.
+fn mounted(mounts: &str, path: &Path) -> Option<String> {
+    let at = |line: &&str| line.split(' ').nth(4).map(Path::new) == Some(path);
+    let line = mounts.lines().rfind(at)?;
+    let (_, filesystem) = line.split_once(" - ")?;
+    filesystem.split(' ').nth(1).map(str::to_owned)
 }
 
 /// What the mark holds. Read by the account: on a share root is nobody.
@@ -427,15 +434,21 @@ pub(crate) fn login(host: &dyn Host, name: &str) -> Result<Option<Login>, Error>
     }))
 }
 
-/// A user id that nobody has, so that a plan can name the paths that depend on it.
-fn free_uid(host: &dyn Host) -> Result<u32, Error> {
+/// A user id that nobody has, so that a plan can name the paths that depend on it. Volumes that are there already
+/// keep their owner if that can be.
+fn free_uid(host: &dyn Host, mark: &Path) -> Result<u32, Error> {
     let output = run(host, &Run::new(&["getent", "passwd"]))?;
     let taken: BTreeSet<u32> = output
         .stdout
         .lines()
         .filter_map(|line| line.split(':').nth(2)?.parse().ok())
         .collect();
-    let free = (1000..60_000).find(|uid| !taken.contains(uid));
+    let owner = host.look(mark).ok().flatten().map(|found| found.uid);
+    let ids = owner
+        .into_iter()
+        .filter(|uid| (1000..60_000).contains(uid))
+        .chain(1000..60_000);
+    let free = ids.into_iter().find(|uid| !taken.contains(uid));
     free.ok_or_else(|| Error::NotReady(vec!["no user id from 1000 to 59999 is free".into()]))
 }
 

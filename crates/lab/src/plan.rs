@@ -144,7 +144,9 @@ pub(crate) fn plan(desired: &Desired, state: &State) -> Plan {
     actions.extend(mounts.filter_map(|service| start(service, state, false)));
     let marks = Action::Sentinel(desired.sentinel.clone());
     let mut warnings = Vec::new();
-    if state.applied.unit(SENTINEL) != Some(&desired.sentinel.applied()) {
+    if let Some(found) = &desired.sentinel.elsewhere {
+        warnings.push(desired.sentinel.other(found));
+    } else if state.applied.unit(SENTINEL) != Some(&desired.sentinel.applied()) {
         actions.push(marks);
     } else if state.sentinel.as_deref() != Some(&desired.sentinel.text) {
         warnings.push(desired.sentinel.missing());
@@ -236,6 +238,15 @@ impl Sentinel {
             starts_with: fingerprint([self.place.as_bytes(), self.text.as_bytes()]),
             reloads: None,
         }
+    }
+
+    /// What is wrong when something else is mounted.
+    fn other(&self, found: &str) -> String {
+        let dir = self.path.parent().unwrap_or(&self.path).display();
+        format!(
+            "{found} is mounted on {dir}, not what lab.toml says; when no job runs: lab-backup stack stop storage, umount {dir}, \
+             lab-backup apply"
+        )
     }
 
     /// What is wrong when a directory that was marked is not marked.

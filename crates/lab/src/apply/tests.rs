@@ -243,3 +243,15 @@ fn a_vm_that_leaves_stays_restorable_until_its_backups_are_gone() {
     assert_eq!(go_with(true).unwrap().text, kept);
     assert_eq!(go_with(false), None);
 }
+
+#[test]
+fn volumes_without_a_mark_are_not_taken_over() {
+    let host = MemoryHost::default();
+    host.put("/srv/v/tier0-full-0001", "data");
+    let error = go(&host, &lab("")).1.unwrap_err();
+    assert!(matches!(error, Error::Used { .. }), "{error}");
+    // The mark that the message speaks of is enough.
+    host.put("/srv/v/.lab-backup", "kmark\n");
+    go(&host, &lab("")).1.unwrap();
+    assert_eq!(go(&host, &lab("")).0, 0);
+}

@@ -164,8 +164,7 @@ fn vm_keys() -> String {
         "\
 # Users: a console each, with a password of its own; `lab-backup console NAME` prints what they need. None by default.
 # [users.alice]
-# \"engineer\": runs backups, restores VMs beside what exists, but for those of tier 0; \"operator\": also replaces VMs;
-# \"monitor\": only looks.
+# \"engineer\": runs backups and cancels them; \"operator\": also restores and replaces VMs; \"monitor\": only looks.
 # role = \"engineer\"
 # Keys of the VMs that they see. Default: all.
 # vms = [\"example\"]

@@ -10,9 +10,9 @@ use crate::config;
 /// What somebody may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Runs backups, cancels jobs, restores VMs beside what exists; a VM of tier 0 only operators restore.
+    /// Runs backups and cancels jobs.
     Engineer,
-    /// Also replaces VMs, and restores those of tier 0.
+    /// Also restores, and replaces VMs.
     Operator,
     /// Only looks.
     Monitor,
@@ -65,6 +65,13 @@ impl Checker<'_> {
                 let remedy = "write \"engineer\", \"operator\" or \"monitor\"";
                 self.bad(&format!("{key}.role"), "is no role", remedy);
             }
+            if user.vms.as_ref().is_some_and(Vec::is_empty) {
+                self.bad(
+                    &format!("{key}.vms"),
+                    "is empty",
+                    "name a VM, or leave it out for all",
+                );
+            }
             for vm in user
                 .vms
                 .iter()
@@ -107,6 +114,7 @@ mod tests {
             ),
             ("[users.\"a b\"]\n", "line 8: users.a b:"),
             ("[users.x]\nrole = \"root\"\n", "line 9: users.x.role:"),
+            ("[users.x]\nvms = []\n", "line 9: users.x.vms: is empty"),
             (
                 "[users.x]\nvms = [\"b\"]\n",
                 "line 9: users.x.vms: has \"b\"",

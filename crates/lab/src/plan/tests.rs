@@ -34,6 +34,7 @@ fn sentinel() -> Sentinel {
         record: "/etc/sentinel".into(),
         text: "kmark\n".into(),
         place: "/v".into(),
+        elsewhere: None,
     }
 }
 

@@ -1,17 +1,20 @@
 //! Who may ask the Director for what: one console for each role, and one for each user.
 //!
-//! Bacula knows no order of rules: what a list does not name is refused. A restore is limited by the job that does it
-//! (`lab-backup-restore` never replaces anything, whatever stands in `where`) and by the Clients that it may read.
+//! What a list does not name is refused. But `run` and `restore` take any file of the Director as bootstrap of a job of
+//! type Restore, and no list of Bacula's stands against that: whoever may start one reads every VM, and by the error that
+//! the Storage Daemon makes of it the Director's own passwords. So those jobs are the operators' alone; engineers restore
+//! through `lab-backup restore` as root. Nor have the `.bvfs` commands of Bacula 15 any limit, and `messages` hands the
+//! messages of all to whoever asks first: who sees some VMs only has neither.
 
 use super::bacula::{Block, Value};
 use super::director::secret;
 use crate::model::{Model, Role, User};
 
+/// What tells of nothing but what the other lists name.
 const LOOK: &[&str] = &[
     "help",
     "list",
     "llist",
-    "messages",
     "quit",
     "status",
     "use",
@@ -20,10 +23,6 @@ const LOOK: &[&str] = &[
     "gui",
     ".api",
     ".bvfs_get_jobids",
-    ".bvfs_lsdirs",
-    ".bvfs_lsfiles",
-    ".bvfs_update",
-    ".bvfs_versions",
     ".clients",
     ".help",
     ".jlist",
@@ -34,19 +33,32 @@ const LOOK: &[&str] = &[
     ".storage",
     ".types",
 ];
+/// What tells of every VM.
+const LOOK_AT_ALL: &[&str] = &[
+    "messages",
+    ".bvfs_lsdirs",
+    ".bvfs_lsfiles",
+    ".bvfs_update",
+    ".bvfs_versions",
+];
 const ACT: &[&str] = &[
     "run",
     "cancel",
-    "restore",
     "estimate",
-    ".bvfs_cleanup",
-    ".bvfs_get_delta",
-    ".bvfs_restore",
     ".defaults",
     ".filesets",
     ".catalogs",
 ];
-const OPERATE: &[&str] = &["enable", "disable", "mount", "unmount"];
+const OPERATE: &[&str] = &[
+    "restore",
+    ".bvfs_cleanup",
+    ".bvfs_get_delta",
+    ".bvfs_restore",
+    "enable",
+    "disable",
+    "mount",
+    "unmount",
+];
 
 /// All consoles.
 pub(super) fn blocks(model: &Model) -> Vec<Block> {
@@ -71,12 +83,16 @@ fn console(name: &str, password: &str, user: &User, model: &Model) -> Block {
         Some(vms) => vms.clone(),
         None => model.vms.keys().cloned().collect(),
     };
-    let commands: &[&[&str]] = match user.role {
-        Role::Engineer => &[LOOK, ACT],
-        Role::Operator => &[LOOK, ACT, OPERATE],
-        Role::Monitor => &[LOOK],
-    };
-    let commands = commands.iter().flat_map(|list| list.iter());
+    let mut lists = vec![LOOK];
+    match user.role {
+        Role::Engineer => lists.push(ACT),
+        Role::Operator => lists.extend([ACT, OPERATE]),
+        Role::Monitor => {}
+    }
+    if user.vms.is_none() {
+        lists.push(LOOK_AT_ALL);
+    }
+    let commands = lists.into_iter().flatten();
     let commands: Vec<String> = commands.map(|word| (*word).to_owned()).collect();
     let everything = user.vms.is_none() && user.role != Role::Engineer;
     let host = format!("lab-backup-fd-{}", model.hypervisor.name);
@@ -94,27 +110,20 @@ fn console(name: &str, password: &str, user: &User, model: &Model) -> Block {
                 "lab-backup-verify",
             ],
         ),
-        (Role::Engineer, _) => with(&seen, &["lab-backup-restore", "lab-backup-verify"]),
-        (Role::Monitor, _) => seen.clone(),
+        _ => seen.clone(),
     };
-    // Where a gateway is restored to is nothing to be tried out.
-    let open = |vm: &&String| model.vms.get(*vm).is_none_or(|vm| vm.tier > 0);
-    let restored: Vec<String> = match (user.role, everything) {
-        (Role::Monitor, _) => vec!["lab-backup-nobody".into()],
-        (_, true) => all(),
+    let restored = match (user.role, everything) {
+        (Role::Operator, true) => all(),
         (Role::Operator, _) => with(&seen, &[&host]),
-        (Role::Engineer, _) => {
-            let open: Vec<String> = seen.iter().filter(open).cloned().collect();
-            with(&open, &[&host])
-        }
+        _ => vec!["lab-backup-nobody".into()],
     };
     let (file_sets, clients) = match everything {
         true => (all(), all()),
         false => (with(&seen, &["lab-backup-restore"]), with(&seen, &[&host])),
     };
     let places = match user.role {
-        Role::Monitor => vec!["/nonexistent".into()],
-        _ => all(),
+        Role::Operator => all(),
+        _ => vec!["/nonexistent".into()],
     };
     Block::new("Console")
         .set("Name", name)

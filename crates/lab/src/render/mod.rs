@@ -36,6 +36,8 @@ pub(crate) const HEADER: &str =
 pub(crate) const ETC: &str = "/etc/lab-backup";
 /// Passwords, one per file.
 pub(crate) const SECRETS_DIR: &str = "/etc/lab-backup/secrets";
+/// What the mark of the directory of the volumes must hold.
+pub(crate) const RECORD: &str = "/etc/lab-backup/storage/sentinel";
 /// What root's own bconsole reads.
 pub(crate) const BCONSOLE: &str = "/etc/lab-backup/bconsole.conf";
 /// What the native File Daemon reads.
@@ -112,8 +114,8 @@ pub(crate) struct Facts {
     pub(crate) passphrase: String,
     /// Names the directory of the volumes: read, or freshly made.
     pub(crate) sentinel: String,
-    /// Is something mounted on it?
-    pub(crate) mounted: bool,
+    /// What is mounted on it.
+    pub(crate) mounted: Option<String>,
     /// Has this host SELinux?
     pub(crate) selinux: bool,
 }

@@ -23,6 +23,10 @@ pub(super) fn sentinel(model: &Model, facts: &Facts) -> Sentinel {
         record: Path::new(STORAGE_DIR).join("sentinel"),
         text: format!("{}\n", facts.sentinel),
         place: format!("{} {source}", dir.display()),
+        elsewhere: facts
+            .mounted
+            .clone()
+            .filter(|found| !source.is_empty() && found != source),
     }
 }
 
@@ -42,7 +46,7 @@ pub(super) fn dirs(model: &Model, facts: &Facts) -> Vec<Dir> {
     if model.storage.nfs.is_none() {
         return vec![volumes(0o750, Owner::Account)];
     }
-    let below = (!facts.mounted).then(|| volumes(0o000, Owner::Root));
+    let below = facts.mounted.is_none().then(|| volumes(0o000, Owner::Root));
     let drop_in = Dir {
         path: drop_in(facts),
         mode: 0o755,
@@ -72,7 +76,7 @@ pub(super) fn mount(model: &Model, facts: &Facts) -> (Vec<File>, Vec<Service>) {
         format!("{HEADER}\n[Unit]\nWants={unit}\nAfter={unit}\n"),
     );
     let service = Service {
-        unit,
+        unit: unit.clone(),
         scope: Scope::System,
         enable: true,
         // A new source is mounted by a new unit name or by hand: an unmount under running jobs would lose them.
@@ -81,7 +85,19 @@ pub(super) fn mount(model: &Model, facts: &Facts) -> (Vec<File>, Vec<Service>) {
         files: vec![mount.path.clone()],
         beside: Vec::new(),
     };
-    (vec![mount, waits], vec![service])
+    // systemd tries a mount once; a server that comes up after this host would be missed for ever. Starting what is
+    // mounted does nothing.
+    let timer = unit.replace(".mount", "-again.timer");
+    let text = format!(
+        "{HEADER}\n[Unit]\nDescription=Try again to mount the volumes of lab-backup\n\n[Timer]\nOnCalendar=*:0/5\nUnit={unit}\n\n\
+         [Install]\nWantedBy=timers.target\n"
+    );
+    let again = Service {
+        unit: timer.clone(),
+        ..service.clone()
+    };
+    let timer = root_file(Path::new("/etc/systemd/system").join(timer), text);
+    (vec![mount, waits, timer], vec![service, again])
 }
 
 /// Waits of softerr and soft, as nfs(5) counts them: `timeo` in tenths of a second, longer by itself each time,

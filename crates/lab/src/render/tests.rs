@@ -24,7 +24,7 @@ fn facts() -> Facts {
         director_data: "/home/lab-backup/director".into(),
         passphrase: "ksecretkit".into(),
         sentinel: "kmark".into(),
-        mounted: false,
+        mounted: None,
         selinux: false,
     }
 }

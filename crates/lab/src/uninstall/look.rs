@@ -212,11 +212,15 @@ impl Looker<'_> {
             let is = |other: &str| path == Path::new(other);
             if is(config::PATH) {
                 seen.lab = true;
-            } else if [SECRETS_DIR, DIRECTOR_DIR, STORAGE_DIR]
-                .iter()
-                .any(|p| is(p))
+            } else if is(DIRECTOR_DIR)
+                || (self.target.purge && (is(SECRETS_DIR) || is(STORAGE_DIR)))
             {
                 seen.trees.push(path);
+            } else if is(SECRETS_DIR) || is(STORAGE_DIR) {
+                // What the volumes and the kits beside them are known and opened by stays as long as they do.
+                let names = self.list(&path)?.into_iter();
+                let gone = names.filter(|name| !["kit", "sentinel"].contains(&name.as_str()));
+                seen.files.extend(gone.map(|name| path.join(name)));
             } else if is(BCONSOLE) || is(relay::policy::PATH) || name.starts_with(TEMPORARY) {
                 seen.files.push(path);
             }

@@ -27,6 +27,9 @@ pub(crate) struct Init {
     /// Directory of the volumes
     #[arg(long, value_name = "DIR", default_value = "/srv/lab-backup")]
     storage: String,
+    /// Share that is mounted there
+    #[arg(long, value_name = "SERVER:PATH")]
+    nfs: Option<String>,
 }
 
 impl Init {
@@ -51,7 +54,10 @@ impl Init {
         }
         let address = self.address(host)?;
         let inventory = inventory::read(host)?;
-        let draft = init::draft(&address, &self.storage, &inventory)?;
+        let mut draft = init::draft(&address, &self.storage, &inventory)?;
+        if let Some(nfs) = &self.nfs {
+            draft.mount(nfs)?;
+        }
         if self.stdout {
             return Ok(draft.text);
         }

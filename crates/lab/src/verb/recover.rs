@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,11 +14,10 @@ use crate::bconsole::Console;
 use crate::config;
 use crate::exit::Exit;
 use crate::host::{Feed, Host as _, Login, Run, ThisHost};
-use crate::render::{DIRECTOR, DUMP, ETC};
-use crate::{kit, observe};
-
-/// Where a kit is opened; it stays until the catalog is loaded, so that a recovery can be repeated.
-const OPENED: &str = "/var/lib/lab-backup/recover";
+use crate::kit::{self, OPENED};
+use crate::model::Model;
+use crate::observe;
+use crate::render::{ACCOUNT_COMMENT, DIRECTOR, DUMP, ETC, SENTINEL};
 
 /// Rebuilds the stack on a blank host from the directory of the volumes and the passphrase of its recovery kit.
 #[derive(Debug, Args)]
@@ -32,7 +31,7 @@ pub(crate) struct Recover {
     /// File with the passphrase; without it the passphrase is asked for
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// Replace the lab.toml and the passwords that are here already
+    /// Replace the lab.toml, the passwords and the catalog that are here already
     #[arg(long)]
     force: bool,
 }
@@ -50,6 +49,9 @@ impl Recover {
             "{} is here already, so this host is not blank; --force replaces it",
             lab.display()
         );
+        if self.force {
+            super::no_jobs(&Console::root(), false)?;
+        }
         let kit = match &self.kit {
             Some(kit) => kit.clone(),
             None => kit::newest(&ThisHost, &self.dir)?,
@@ -74,11 +76,13 @@ impl Recover {
             copy_tree(&opened.join(part.trim_start_matches('/')), Path::new(part))?;
         }
         println!("put {} and the passwords in place", lab.display());
+        own(&model)?;
         apply::apply(lab)?;
         let account = observe::login(&ThisHost, &model.account)?;
         let account = account.context("apply made no account")?;
         let dump = opened.join(DUMP);
-        if !dump.exists() {
+        // A link would have been one of the account's making.
+        if !fs::symlink_metadata(&dump).is_ok_and(|facts| facts.is_file()) {
             remove_tree(opened)?;
             println!("the kit has no catalog: bscan reads it from the volumes, see RESTORE.txt");
             return Ok(Exit::Warnings);
@@ -124,6 +128,38 @@ impl Recover {
     }
 }
 
+/// Volumes on a local disk belong to the account; its number may be another one than on the host that is gone. On a
+/// share the server decides, and the Storage Daemon says so when it starts.
+fn own(model: &Model) -> anyhow::Result<()> {
+    if model.storage.nfs.is_some() {
+        return Ok(());
+    }
+    let dir = model.storage.dir.to_string_lossy();
+    if observe::login(&ThisHost, &model.account)?.is_none() {
+        let facts = fs::metadata(model.storage.dir.join(SENTINEL));
+        let uid = facts.map_or(0, |facts| facts.uid());
+        let free = !ThisHost
+            .run(&Run::new(&["getent", "passwd", &uid.to_string()]))?
+            .ok();
+        if free && (1000..60_000).contains(&uid) {
+            // apply gives the account this number.
+            return Ok(());
+        }
+        // It is made now, as apply would, so that there is somebody to give them to.
+        must(&Run::new(&[
+            "useradd",
+            "--create-home",
+            "--shell",
+            "/usr/sbin/nologin",
+            "--comment",
+            ACCOUNT_COMMENT,
+            &model.account,
+        ]))?;
+    }
+    let owner = format!("{0}:{0}", model.account);
+    must(&Run::new(&["chown", "--recursive", "--no-dereference", &owner, &dir]).minutes(60))
+}
+
 /// Puts a dump in the place of the catalog, while the Director does not run. All of it or nothing.
 pub(super) fn load(account: &Login, dump: &Path) -> anyhow::Result<()> {
     must(&Run::new(&["systemctl", "--user", "stop", DIRECTOR]).login(account))?;
@@ -140,6 +176,9 @@ pub(super) fn load(account: &Login, dump: &Path) -> anyhow::Result<()> {
         "--set=ON_ERROR_STOP=1",
         "--single-transaction",
         "--output=/dev/null",
+        // What the dump does not know would be in the way of the next change of the tables.
+        "--command=DROP SCHEMA public CASCADE; CREATE SCHEMA public",
+        "--file=-",
     ])
     .login(account)
     .minutes(60);

@@ -1,10 +1,13 @@
 //! `lab-backup upgrade`
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::{apply, kit, recover};
 use crate::bconsole::{Console, Line};
@@ -50,6 +53,8 @@ impl Upgrade {
         let console = Console::root();
         self.idle(&console)?;
         let saved = save(&console, &account)?;
+        // One may have begun meanwhile.
+        self.idle(&console)?;
         let before = tables(&account)?;
         let done = apply::apply(&self.file.lab).and_then(|done| {
             console.vms().context("the Director does not answer")?;
@@ -108,7 +113,33 @@ fn save(console: &Console, account: &Login) -> anyhow::Result<std::path::PathBuf
     );
     let kept = std::path::Path::new(KIT_DIR).join("before-upgrade.sql");
     let dump = observe::director_data(account).join(DUMP);
-    std::fs::copy(&dump, &kept).with_context(|| format!("cannot keep {}", dump.display()))?;
+    // The account owns the way there, and must not lead root anywhere else.
+    let open = || -> std::io::Result<File> {
+        let home = File::open(&account.home)?;
+        let inside = dump
+            .strip_prefix(&account.home)
+            .map_err(std::io::Error::other)?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat2(&home, inside, flags, Mode::empty(), resolve)?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(std::io::Error::other("is no file")),
+        }
+    };
+    let keep = |mut from: File| -> std::io::Result<()> {
+        let mut to = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&kept)?;
+        std::io::copy(&mut from, &mut to)?;
+        to.sync_all()
+    };
+    open()
+        .and_then(keep)
+        .with_context(|| format!("cannot keep {}", dump.display()))?;
     Ok(kept)
 }
 
@@ -146,12 +177,14 @@ fn back(
 ) -> anyhow::Error {
     let now = tables(account);
     if now.as_ref().is_ok_and(|now| *now == before) {
-        return error.context("the upgrade was taken back; the catalog is untouched");
+        return error.context(
+            "what did not come up was taken back, what came up stays; the catalog is untouched",
+        );
     }
     match recover::load(account, saved) {
-        Ok(()) => error.context("the upgrade was taken back, the catalog as well"),
+        Ok(()) => error.context("what did not come up was taken back, and the catalog as well"),
         Err(failed) => error.context(format!(
-            "the upgrade was taken back, but not the catalog, which is saved in {}: {failed:#}",
+            "what did not come up was taken back, but not the catalog, which is saved in {}: {failed:#}",
             saved.display()
         )),
     }

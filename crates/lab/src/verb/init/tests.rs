@@ -97,6 +97,7 @@ impl Host for Fake {
 
 fn init() -> Init {
     Init {
+        nfs: None,
         file: LabFile {
             lab: config::PATH.into(),
         },
