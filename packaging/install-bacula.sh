@@ -4,6 +4,7 @@
 #   LAB_BACKUP_ADDRESS   host name of this host               default: what `hostname -f` says
 #   LAB_BACKUP_STORAGE   directory of the volumes             default: /srv/lab-backup
 #   LAB_BACKUP_NFS       share that is mounted there          default: none
+#   LAB_BACKUP_BASE      what the container images are built on; default: Debian 13
 #   LAB_BACKUP_PACKAGES  no: install no packages              default: yes
 # Steps: packages (dnf with EPEL on RHEL 10 and its kin, apt on Debian 13), the program, lab.toml from the VMs that are found, apply.
 # An existing lab.toml is never touched.
@@ -25,7 +26,7 @@ do_it() {
 for word in "$@"; do
     case $word in
         --dry-run) dry=true ;;
-        --help | -h) sed -n '2,9s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        --help | -h) sed -n '2,10s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
         -*) die "'$word' is no option; see --help" ;;
         *) settings=$word; [ -r "$word" ] || die "the settings file '$word' cannot be read" ;;
     esac
@@ -33,7 +34,7 @@ done
 [ "$(id -u)" = 0 ] || die "needs root; run it with sudo"
 
 # Read, not sourced: a settings file is data.
-address='' storage=/srv/lab-backup nfs='' packages=yes
+address='' storage=/srv/lab-backup nfs='' base='' packages=yes
 if [ -r "$settings" ]; then
     number=0
     while IFS= read -r line || [ -n "$line" ]; do
@@ -45,6 +46,7 @@ if [ -r "$settings" ]; then
             LAB_BACKUP_ADDRESS) address=$value ;;
             LAB_BACKUP_STORAGE) storage=$value ;;
             LAB_BACKUP_NFS) nfs=$value ;;
+            LAB_BACKUP_BASE) base=$value ;;
             LAB_BACKUP_PACKAGES) packages=$value ;;
             *) die "$settings line $number: ${BASH_REMATCH[1]} is not known; see --help" ;;
         esac
@@ -83,6 +85,7 @@ else
     init=(lab-backup init --storage "$storage")
     [ -z "$address" ] || init+=(--address "$address")
     [ -z "$nfs" ] || init+=(--nfs "$nfs")
+    [ -z "$base" ] || init+=(--base "$base")
     do_it "${init[@]}"
 fi
 do_it lab-backup apply

@@ -76,17 +76,30 @@ pub(crate) fn model(address: &str, storage: &str) -> Result<model::Model, Error>
 }
 
 impl Draft {
-    /// Switches a share on.
-    pub(crate) fn mount(&mut self, nfs: &str) -> Result<(), Error> {
-        let line = format!("\nnfs = {}\n", key::quoted(nfs));
-        let remark = "\n# nfs = \"nas.example.org:/export/lab-backup\"\n";
-        let text = self.text.replacen(remark, &line, 1);
-        let read = model::parse(&text).map_err(|problems| Error::Setting(first(problems)))?;
-        if read.storage.nfs.is_none_or(|read| read.source != nfs) {
-            return Err(Error::Defect("the share is not where it belongs".into()));
+    /// Switches `storage.nfs` on.
+    pub(crate) fn nfs(&mut self, source: &str) -> Result<(), Error> {
+        let read = self.set("# nfs = ", "nfs", source)?;
+        match read.storage.nfs.is_some_and(|read| read.source == source) {
+            true => Ok(()),
+            false => Err(Error::Defect("the share is not where it belongs".into())),
         }
+    }
+
+    /// Sets `images.base`.
+    pub(crate) fn base(&mut self, base: &str) -> Result<(), Error> {
+        self.set("#base = ", "base", base).map(|_| ())
+    }
+
+    /// Gives the first key whose line begins so a value.
+    fn set(&mut self, line: &str, key: &str, value: &str) -> Result<model::Model, Error> {
+        let mut lines: Vec<String> = self.text.lines().map(str::to_owned).collect();
+        let found = lines.iter_mut().find(|found| found.starts_with(line));
+        let found = found.ok_or_else(|| Error::Defect(format!("{key} has no line")))?;
+        *found = format!("{key} = {}", key::quoted(value));
+        let text = lines.join("\n") + "\n";
+        let read = model::parse(&text).map_err(|problems| Error::Setting(first(problems)))?;
         self.text = text;
-        Ok(())
+        Ok(read)
     }
 }
 

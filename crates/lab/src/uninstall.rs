@@ -213,7 +213,10 @@ pub(crate) fn plan(target: &Target, seen: &Seen) -> Removals {
         actions.push(Removal::Last(config::PATH.into()));
     }
     dirs(target, seen, actions);
-    actions.extend(seen.records.iter().cloned().map(Removal::Last));
+    // While data stays, so does the knowledge of what was there before it.
+    let records = seen.records.iter();
+    let records = records.filter(|path| target.purge || *path != Path::new(Made::PATH));
+    actions.extend(records.cloned().map(Removal::Last));
     removals.stays = show::stays(target, seen);
     removals
 }

@@ -231,3 +231,20 @@ fn an_inventory_that_cannot_be_is_a_defect_and_not_a_file() {
     let draft = draft("h", "/srv/v", &inventory(vec![domain])).unwrap();
     assert_eq!(draft.bytes, u64::MAX);
 }
+
+#[test]
+fn a_share_and_a_base_are_switched_on() {
+    let mut draft = draft("h", "/srv/v", &inventory(vec![])).unwrap();
+    draft.nfs("nas:/a").unwrap();
+    draft.base("/b.tar").unwrap();
+    let model = model::parse(&draft.text).unwrap();
+    assert_eq!(model.storage.nfs.unwrap().source, "nas:/a");
+    assert_eq!(model.images.base, model::Base::Tar("/b.tar".into()));
+    for wrong in ["nas", "nas:/a\"\n[x]"] {
+        let error = draft.nfs(wrong).unwrap_err();
+        assert!(
+            matches!(error, Error::Defect(_) | Error::Setting(_)),
+            "{error}"
+        );
+    }
+}

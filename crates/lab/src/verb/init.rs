@@ -30,6 +30,9 @@ pub(crate) struct Init {
     /// Share that is mounted there
     #[arg(long, value_name = "SERVER:PATH")]
     nfs: Option<String>,
+    /// What the container images are built on: an image, or a root file system as tar
+    #[arg(long, value_name = "IMAGE|FILE")]
+    base: Option<String>,
 }
 
 impl Init {
@@ -56,7 +59,10 @@ impl Init {
         let inventory = inventory::read(host)?;
         let mut draft = init::draft(&address, &self.storage, &inventory)?;
         if let Some(nfs) = &self.nfs {
-            draft.mount(nfs)?;
+            draft.nfs(nfs)?;
+        }
+        if let Some(base) = &self.base {
+            draft.base(base)?;
         }
         if self.stdout {
             return Ok(draft.text);

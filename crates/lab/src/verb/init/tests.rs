@@ -98,6 +98,7 @@ impl Host for Fake {
 fn init() -> Init {
     Init {
         nfs: None,
+        base: None,
         file: LabFile {
             lab: config::PATH.into(),
         },
