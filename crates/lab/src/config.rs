@@ -63,6 +63,8 @@ pub(crate) struct Storage {
     pub(crate) nfs: Option<String>,
     /// What a write does when the server is silent: `softerr`, `soft` or `hard`.
     pub(crate) nfs_mode: Option<String>,
+    /// Directory that gets a copy of each recovery kit.
+    pub(crate) kit_copy: Option<String>,
     /// Upper bound of a volume, such as `50GiB`.
     pub(crate) volume_size: Option<String>,
     /// Jobs that may use the storage at once.

@@ -93,12 +93,13 @@ pub(crate) struct Written {
     pub(crate) catalog: bool,
 }
 
-/// Writes a kit. `volumes` is the directory of the volumes, `data` the Director's.
+/// Writes a kit. `volumes` is the directory of the volumes, `data` the Director's; `copy` gets one as well, by root's hand.
 pub(crate) fn write(
     host: &dyn Host,
     account: &Login,
     volumes: &Path,
     data: &Path,
+    copy: Option<&Path>,
 ) -> Result<Written, Error> {
     if there(host, Path::new(OPENED))? {
         return Err(Error::Recovering);
@@ -128,17 +129,30 @@ pub(crate) fn write(
         Timestamp::now().strftime("%Y%m%dT%H%M%SZ")
     );
     let path = volumes.join(DIR).join(name);
-    put(host, account, &sealed, &path)?;
+    put(host, Some(account), &sealed, &path)?;
+    if let Some(copy) = copy
+        && let Some(name) = path.file_name()
+    {
+        put(host, None, &sealed, &copy.join(name))?;
+        let names = host.list(copy).map_err(|source| Error::Look {
+            path: copy.into(),
+            source,
+        })?;
+        for old in old(names.iter().map(String::as_str)) {
+            let old = copy.join(old);
+            host.remove(&old)
+                .map_err(|source| Error::Look { path: old, source })?;
+        }
+    }
     let text = Path::new(KIT_DIR).join("RESTORE.txt");
     host.write(&text, RESTORE, 0o644)
         .map_err(|source| Error::Look {
             path: text.clone(),
             source,
         })?;
-    put(host, account, &text, &volumes.join("RESTORE.txt"))?;
+    put(host, Some(account), &text, &volumes.join("RESTORE.txt"))?;
     let names = names(host, account, volumes)?;
-    let old = [WHOLE, BARE].map(|begin| sorted(names.lines(), begin).into_iter().rev().skip(KEPT));
-    for old in old.into_iter().flatten() {
+    for old in old(names.lines()) {
         let old = volumes.join(DIR).join(old);
         must(
             host,
@@ -215,31 +229,35 @@ fn gpg(passphrase: &Path, argv: &[&str]) -> Run {
     Run::new(&all).minutes(30)
 }
 
-/// A copy by the account's hand, whole or not at all: on a share root is nobody.
-fn put(host: &dyn Host, account: &Login, from: &Path, to: &Path) -> Result<(), Error> {
+/// A copy, whole or not at all; on a share by the account's hand, for root is nobody there.
+fn put(host: &dyn Host, account: Option<&Login>, from: &Path, to: &Path) -> Result<(), Error> {
+    let by = |argv: &[&str]| match account {
+        Some(account) => by(argv, account),
+        None => Run::new(argv),
+    };
     if let Some(dir) = to.parent() {
         must(
             host,
-            &by(
-                &["mkdir", "--parents", "--", &dir.to_string_lossy()],
-                account,
-            ),
+            &by(&["mkdir", "--parents", "--", &dir.to_string_lossy()]),
         )?;
     }
     let (new, to) = (format!("{}.new", to.display()), to.to_string_lossy());
-    let mut copy = by(
-        &[
-            "dd",
-            "bs=1M",
-            "conv=fsync",
-            "status=none",
-            &format!("of={new}"),
-        ],
-        account,
-    );
+    let mut copy = by(&[
+        "dd",
+        "bs=1M",
+        "conv=fsync",
+        "status=none",
+        &format!("of={new}"),
+    ]);
     copy.stdin = Some(Feed::File(from.into()));
     must(host, &copy.minutes(30))?;
-    must(host, &by(&["mv", "--", &new, &to], account))
+    must(host, &by(&["mv", "--", &new, &to]))
+}
+
+/// The kits that are too many, of either kind.
+fn old<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    let of = |begin| sorted(names.clone(), begin).into_iter().rev().skip(KEPT);
+    [WHOLE, BARE].into_iter().flat_map(of).collect()
 }
 
 /// What lies beside the volumes.

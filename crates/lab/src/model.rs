@@ -59,6 +59,8 @@ pub(crate) struct Storage {
     pub(crate) dir: PathBuf,
     /// What is mounted there; absent means a local directory.
     pub(crate) nfs: Option<Nfs>,
+    /// Directory that gets a copy of each recovery kit.
+    pub(crate) kit_copy: Option<PathBuf>,
     /// Upper bound of a volume, in bytes.
     pub(crate) volume_bytes: u64,
     /// Jobs that may use the storage at once; at least 2.

@@ -30,6 +30,8 @@ dir = {dir}
 # What a write does when the NFS server is silent. softerr: it fails after about 20 minutes, and the job with it. soft:
 # the same, but the error looks like that of a broken disk. hard: it waits for ever, jobs hang.
 # nfs_mode = \"softerr\"
+# A directory on another disk or host that gets a copy of each recovery kit. Default: none.
+# kit_copy = \"/mnt/elsewhere/lab-backup\"
 # Upper bound of one volume, in MiB, GiB or TiB; at least \"64MiB\".
 #volume_size = \"{volume}GiB\"
 # Jobs that may use the storage at once, 2 to 64. A restore needs one for itself.

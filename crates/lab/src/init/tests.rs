@@ -60,7 +60,7 @@ fn every_key_is_named() {
     };
     for (heading, count) in [
         ("[lab]", 2),
-        ("[storage]", 5),
+        ("[storage]", 6),
         ("[images]", 4),
         ("[alerts]", 4),
         ("[account]", 1),

@@ -103,8 +103,18 @@ impl Checker<'_> {
             // One device would make a restore wait for a backup.
             self.bad("storage.devices", "is outside 2 to 64", "write 4");
         }
+        let copy = storage.kit_copy.as_deref();
+        if copy.is_some_and(|copy| Path::new(copy).starts_with(dir) && !dir.is_empty()) {
+            let reason = "lies in storage.dir, where each kit is already";
+            self.bad(
+                "storage.kit_copy",
+                reason,
+                "name a place that another loss leaves",
+            );
+        }
         Storage {
             nfs: self.nfs(storage),
+            kit_copy: copy.map(|copy| self.directory("storage.kit_copy", copy)),
             dir: dir.into(),
             volume_bytes,
             devices: devices.unwrap_or(DEFAULT_DEVICES),

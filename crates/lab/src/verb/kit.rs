@@ -31,7 +31,8 @@ pub(super) fn write(model: &Model) -> anyhow::Result<String> {
     let account = observe::login(&ThisHost, &model.account)?;
     let account = account.context("there is no account yet; run lab-backup apply first")?;
     let data = observe::director_data(&account);
-    let written = kit::write(&ThisHost, &account, &model.storage.dir, &data)
+    let copy = model.storage.kit_copy.as_deref();
+    let written = kit::write(&ThisHost, &account, &model.storage.dir, &data, copy)
         .context("there is no new recovery kit")?;
     let catalog = match written.catalog {
         true => "with the catalog",
