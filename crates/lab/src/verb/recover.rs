@@ -63,15 +63,17 @@ impl Recover {
             .mode(0o700)
             .create(opened)
             .with_context(|| format!("cannot make {OPENED}"))?;
-        self.open(&kit, opened)?;
+        let model = match self.fitting(&kit, opened) {
+            Ok(model) => model,
+            Err(error) => {
+                // Nothing was put in place, and while it lies there no new kit is written.
+                if let Err(left) = remove_tree(opened) {
+                    eprintln!("lab-backup: {left:#}");
+                }
+                return Err(error);
+            }
+        };
         println!("opened {}", kit.display());
-        let model = super::model(&opened.join("etc/lab-backup/lab.toml"))?;
-        ensure!(
-            model.storage.nfs.is_some() || model.storage.dir == self.dir,
-            "lab.toml of the kit has its volumes in {}, and they are in {}; move or mount them there",
-            model.storage.dir.display(),
-            self.dir.display()
-        );
         for part in [ETC, "/var/lib/lab-backup/keys"] {
             copy_tree(&opened.join(part.trim_start_matches('/')), Path::new(part))?;
         }
@@ -94,6 +96,19 @@ impl Recover {
             "the catalog is loaded; {vms} VMs can be restored: lab-backup status, lab-backup restore VM"
         );
         Ok(Exit::Done)
+    }
+
+    /// Opens the kit; its lab, if that has its volumes where they are.
+    fn fitting(&self, kit: &Path, opened: &Path) -> anyhow::Result<Model> {
+        self.open(kit, opened)?;
+        let model = super::model(&opened.join("etc/lab-backup/lab.toml"))?;
+        ensure!(
+            model.storage.nfs.is_some() || model.storage.dir == self.dir,
+            "lab.toml of the kit has its volumes in {}, and they are in {}; move or mount them there",
+            model.storage.dir.display(),
+            self.dir.display()
+        );
+        Ok(model)
     }
 
     fn open(&self, kit: &Path, into: &Path) -> anyhow::Result<()> {
